@@ -1,0 +1,1 @@
+"""Change a pre-trained model: parameter-efficient tuning, prompts, continual learning, distillation."""

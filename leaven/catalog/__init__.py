@@ -1,0 +1,1 @@
+"""Which systems exist: the catalogue, its facets and its search."""

@@ -1,0 +1,1 @@
+"""Claims, arms, statistics, verdicts and reports."""

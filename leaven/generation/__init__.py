@@ -1,0 +1,1 @@
+"""Decode, fuse, steer and diffuse."""

@@ -1,0 +1,1 @@
+"""Raw things to tokens and back: one module per modality."""

@@ -1,0 +1,1 @@
+"""The trunk, its blocks, the models built of them, the Hugging Face bridge and the zoo."""

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints into the trunk and back, one module per architecture."""

@@ -1,0 +1,125 @@
+"""Encoder-only models of images (ViT), and image and text encoders side by side (CLIP)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leaven.contracts import Tokens
+from leaven.modalities.image import PatchEmbedding
+from leaven.modalities.text import TokenEmbedding
+from leaven.models.trunk import Trunk, TrunkConfig
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """A bidirectional trunk over patches. embedding_norm: a norm before the blocks (CLIP). labels: 0 for no head."""
+
+    trunk: TrunkConfig
+    size: int = 224
+    patch: int = 16
+    channels: int = 3
+    patch_bias: bool = True
+    embedding_norm: bool = False
+    labels: int = 0
+    architecture: str = "image-encoder"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for json."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ImageEncoderConfig:
+        """The inverse of `to_dict`."""
+        return ImageEncoderConfig(**{**values, "trunk": TrunkConfig(**values["trunk"])})
+
+
+class ImageEncoder(nn.Module):
+    """A vision transformer (arXiv 2010.11929): patches, class token, trunk, and a linear head on the class token."""
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        trunk = config.trunk
+        self.embed = PatchEmbedding(
+            trunk.dim,
+            size=config.size,
+            patch=config.patch,
+            channels=config.channels,
+            bias=config.patch_bias,
+            norm_eps=trunk.norm_eps if config.embedding_norm else None,
+        )
+        self.encoder = Trunk(trunk)
+        self.head = nn.Linear(trunk.dim, config.labels) if config.labels else None
+
+    def encode(self, pixel_values: Tensor) -> Tokens:
+        """States (batch, 1 + patches, dim)."""
+        return Tokens(self.encoder(self.embed(pixel_values)))
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """The class token's final state (batch, dim)."""
+        return self.encode(pixel_values).x[:, 0]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Class logits (batch, labels), or features where there is no head."""
+        features = self.features(pixel_values)
+        return features if self.head is None else self.head(features)
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """Two trunks and the width in which they meet. eos_id: the text token whose state is the text's feature."""
+
+    image: ImageEncoderConfig
+    text: TrunkConfig
+    vocab: int
+    embedding_positions: int = 77
+    projection: int = 512
+    eos_id: int = 2
+    architecture: str = "dual-encoder"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for json."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> DualEncoderConfig:
+        """The inverse of `to_dict`."""
+        image, text = ImageEncoderConfig.from_dict(values["image"]), TrunkConfig(**values["text"])
+        return DualEncoderConfig(**{**values, "image": image, "text": text})
+
+
+class DualEncoder(nn.Module):
+    """Images and texts in one space (arXiv 2103.00020): two encoders, two projections, one learned temperature."""
+
+    def __init__(self, config: DualEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image = ImageEncoder(config.image)
+        self.embed = TokenEmbedding(config.vocab, config.text.dim, max_positions=config.embedding_positions)
+        self.text = Trunk(config.text)
+        self.image_proj = nn.Linear(config.image.trunk.dim, config.projection, bias=False)
+        self.text_proj = nn.Linear(config.text.dim, config.projection, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Projected image features (batch, projection), not normalised."""
+        features: Tensor = self.image_proj(self.image.features(pixel_values))
+        return features
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Projected text features (batch, projection) at the first end-of-text token, not normalised."""
+        states = self.text(self.embed(input_ids, attention_mask), "causal")
+        end = (input_ids == self.config.eos_id).int().argmax(-1)
+        features: Tensor = self.text_proj(states[torch.arange(len(states), device=states.device), end])
+        return features
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Scaled cosines (images, texts)."""
+        images = F.normalize(self.image_features(pixel_values), dim=-1)
+        texts = F.normalize(self.text_features(input_ids, attention_mask), dim=-1)
+        return self.logit_scale.exp() * images @ texts.t()

@@ -1,0 +1,1 @@
+"""Corruption and loss: one idea per module."""

@@ -1,0 +1,1 @@
+"""Encode, index, link, join and rank."""

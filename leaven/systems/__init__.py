@@ -1,0 +1,1 @@
+"""The systems, one module each, in packages by area."""

@@ -1,0 +1,1 @@
+"""Code: models that read and write programs."""

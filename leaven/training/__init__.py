@@ -1,0 +1,1 @@
+"""The loop, budgets, schedules, checkpoints and distributed training."""
