@@ -51,7 +51,7 @@ class TokenEmbedding(nn.Module):
         token_types: Tensor | None = None,
         past: int = 0,
     ) -> Tokens:
-        """Embed; `past` tokens are decoded already. With `position_offset` positions count real tokens, as in RoBERTa."""
+        """Embed; `past` tokens are decoded already. With `position_offset`, positions count real tokens (RoBERTa)."""
         x = self.tokens(input_ids)
         mask = attention_mask.bool() if attention_mask is not None else None
         if self.positions is not None:

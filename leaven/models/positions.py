@@ -74,7 +74,7 @@ class RelativeBias(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary angles (arXiv 2104.09864 section 3.2): pair (i, i + head_dim/2) turns by position * base^(-2i/head_dim)."""
+    """Rotary angles (arXiv 2104.09864 eq. 34): pair (i, i + head_dim/2) turns by position * base^(-2i/head_dim)."""
 
     frequency: Tensor
 

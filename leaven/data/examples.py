@@ -1,0 +1,81 @@
+"""The typed examples that sources yield."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CodeExample:
+    """A function.
+
+    code: dedented source without its docstring.
+    language: one of `leaven.data.languages.LANGUAGES`.
+    docstring: first paragraph of the documentation, cleaned, or None.
+    module, path, line: where it stands; line is 1-based, 0 when unknown.
+    """
+
+    code: str
+    language: str
+    name: str = ""
+    docstring: str | None = None
+    module: str = ""
+    path: str = ""
+    line: int = 0
+
+    @property
+    def summary(self) -> str | None:
+        """First line of the docstring."""
+        return self.docstring.split("\n", 1)[0].strip() if self.docstring else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A text and what it is to become: translation, repair, generation, summary."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text with its class index, >= 0."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClonePair:
+    """Two programs; label 1 when they do the same, else 0."""
+
+    first: str
+    second: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document or paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedTokens:
+    """A tokenised sentence with one tag (`O`, `B-X`, `I-X`) per token."""
+
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+Example = CodeExample | Pair | Labelled | ClonePair | Text | TaggedTokens
+ExampleKind = type[CodeExample] | type[Pair] | type[Labelled] | type[ClonePair] | type[Text] | type[TaggedTokens]
+KINDS: dict[str, ExampleKind] = {
+    "code": CodeExample,
+    "pair": Pair,
+    "labelled": Labelled,
+    "clone": ClonePair,
+    "text": Text,
+    "tagged": TaggedTokens,
+}
