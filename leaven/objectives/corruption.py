@@ -23,7 +23,7 @@ def row_noise(batch: Batch, columns: int, generator: torch.Generator) -> Tensor:
     With the field `row` (batch,) int64, a row gets the same noise whichever process holds it and however wide the batch
     is padded; without it rows are numbered from 0. Source of the hash: splitmix64 (Steele et al. 2014).
     """
-    example = next(iter(batch.values()))
+    example = next(field for field in batch.values() if field.ndim)
     rows = batch.get("row", torch.arange(len(example), device=example.device))
     key = int(torch.randint(2**62, (), generator=generator))
     column = torch.arange(columns, device=example.device)
