@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import warnings
 from collections.abc import Iterator
 
 from leaven.data.examples import CodeExample
@@ -17,7 +18,10 @@ def python_functions(source: str, module: str = "", path: str = "") -> list[Code
     `docstring` is the first paragraph, cleaned; `code` has no docstring (`pass` where nothing else was in the body).
     Raises: SyntaxError, ValueError as `ast.parse` does.
     """
-    tree = ast.parse(source)
+    with warnings.catch_warnings():
+        # Doubtful escapes in other people's code are not the reader's business.
+        warnings.simplefilter("ignore")
+        tree = ast.parse(source)
     # ast counts lines by \n, \r and \r\n alone; str.splitlines also breaks at form feeds.
     lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [_example(node, lines, module, path) for node in _function_nodes(tree)]

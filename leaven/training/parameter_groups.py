@@ -1,0 +1,59 @@
+"""AdamW parameter groups: weight decay by shape, learning-rate factors by parameter name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from leaven.errors import ConfigError
+from leaven.training.config import TrainingConfig
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig) -> list[dict[str, Any]]:
+    """Trainable parameters in groups of one weight decay and one learning-rate factor.
+
+    Each group has `params`, `names`, `weight_decay`, `lr` and `lr_factor`. One-dimensional parameters (biases, norm
+    scales) are not decayed unless `config.decay_vectors`.
+
+    Raises: ConfigError if nothing is trainable, or a pattern of `config.lr_factors` fits no parameter name.
+    """
+    trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    if not trainable:
+        raise ConfigError("nothing to train: no parameter of the model or the objective has requires_grad=True")
+    names = [name for name, _ in trainable]
+    for pattern in config.lr_factors:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise ConfigError(
+                f"lr_factors: pattern {pattern!r} fits no trainable parameter; the nearest names are {', '.join(near)}"
+            )
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in trainable:
+        factor = next((f for pattern, f in config.lr_factors.items() if fnmatchcase(name, pattern)), 1.0)
+        decay = config.weight_decay if config.decay_vectors or parameter.ndim >= 2 else 0.0
+        group = groups.setdefault(
+            (factor, decay),
+            {
+                "params": [],
+                "names": [],
+                "weight_decay": decay,
+                "lr": config.learning_rate * factor,
+                "lr_factor": factor,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over the groups, in torch's fused kernel where every parameter's type and device has one."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = all(p.device.type in {"cpu", "cuda", "mps", "xpu"} and torch.is_floating_point(p) for p in parameters)
+    stripped = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+    return torch.optim.AdamW(stripped, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
