@@ -70,6 +70,8 @@ class Attention(nn.Module):
             else:
                 key, value = self._split(self.kv_proj(memory), 2)
                 if cache is not None:
+                    # Read at every step from here on, so worth one copy into the order in which they are read.
+                    key, value = key.contiguous(), value.contiguous()
                     cache.memory = (key, value)
             rows = key.shape[0]
             query = self.q_proj(x).view(rows, -1, self.heads, self.head_dim).transpose(1, 2)

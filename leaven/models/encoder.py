@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leaven.contracts import Tokens
+from leaven.errors import ConfigError
 from leaven.modalities.text import IGNORE, TokenEmbedding, VocabularyHead
 from leaven.models.encoder_decoder import ModelOutput
 from leaven.models.feed_forward import ACTIVATIONS
@@ -17,7 +18,10 @@ from leaven.models.trunk import Trunk, TrunkConfig
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """A bidirectional trunk, its embedding (positions, segment types, norm) and its masked-token head."""
+    """A bidirectional trunk, its embedding (positions, segment types, norm) and, where it has them, its heads.
+
+    pooler: a dense layer over the first state (BERT's sentence vector). head: the masked-token head.
+    """
 
     vocab: int
     trunk: TrunkConfig
@@ -26,6 +30,7 @@ class TextEncoderConfig:
     types: int = 2
     pad_id: int = 0
     pooler: bool = True
+    head: bool = True
     architecture: str = "text-encoder"
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,8 +73,12 @@ class TextEncoder(nn.Module):
             dropout=trunk.dropout,
         )
         self.encoder = Trunk(trunk)
-        self.head = VocabularyHead(
-            trunk.dim, config.vocab, tied=self.embed.tokens, bias=True, transform=_MaskedTokenTransform(trunk)
+        self.head = (
+            VocabularyHead(
+                trunk.dim, config.vocab, tied=self.embed.tokens, bias=True, transform=_MaskedTokenTransform(trunk)
+            )
+            if config.head
+            else None
         )
         self.pooler = nn.Linear(trunk.dim, trunk.dim) if config.pooler else None
         for module in self.modules():
@@ -89,7 +98,9 @@ class TextEncoder(nn.Module):
         return first if self.pooler is None else self.pooler(first).tanh()
 
     def logits(self, states: Tensor) -> Tensor:
-        """Masked-token scores (..., vocab)."""
+        """Masked-token scores (..., vocab). Raises: ConfigError when the model has no masked-token head."""
+        if self.head is None:
+            raise ConfigError("this text encoder has no masked-token head: build it with head=True, or use its states")
         scores: Tensor = self.head(states)
         return scores
 

@@ -199,16 +199,19 @@ class Trunk(nn.Module):
         """Hidden states (batch, tokens, dim).
 
         With a cache, `tokens.x` holds the new tokens alone and `tokens.mask`, when given, covers the past as well.
+        With a cache that has branched, they are the next tokens of the beams, and the mask is that given to `branch`.
         `collect` receives the input of the first block, the state after each block but the last, and the final state.
 
         Raises: ConfigError when there are more tokens than learned positions.
         """
         x = tokens.x
         past = cache.length if cache is not None else 0
-        queries, keys = x.shape[1], x.shape[1] + past
+        branched = cache is not None and cache.ancestry is not None
+        queries = 1 if branched else x.shape[1]
+        keys = queries + past
         positions = tokens.positions
         if positions is None and (self.positions is not None or self.rotary is not None):
-            positions = torch.arange(past, keys, device=x.device).expand(x.shape[0], -1)
+            positions = torch.arange(past, keys, device=x.device).expand(x.shape[0], -1 if not branched else x.shape[1])
         if self.positions is not None and positions is not None:
             if self.config.positions == "learned" and keys > self.config.max_positions:
                 raise ConfigError(
@@ -221,7 +224,10 @@ class Trunk(nn.Module):
             mode == "causal" and tokens.mask is None and segments is None and self.relative_bias is None and past == 0
         )
         bias = None
-        if not plain_causal and not (queries == 1 and mode == "causal" and tokens.mask is None):
+        if cache is not None and cache.ancestry is not None:
+            relative = self.relative_bias(1, keys, past) if self.relative_bias is not None else None
+            bias, plain_causal = cache.beam_bias(relative, x.dtype), False
+        elif not plain_causal and not (queries == 1 and mode == "causal" and tokens.mask is None):
             visible = visibility(
                 mode,
                 queries,

@@ -17,7 +17,11 @@ from leaven.models.trunk import Trunk, TrunkConfig
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """A bidirectional trunk over patches. embedding_norm: a norm before the blocks (CLIP). labels: 0 for no head."""
+    """A bidirectional trunk over patches.
+
+    embedding_norm: a norm before the blocks (CLIP). labels: classes of the head, 0 for none. pooler: a dense layer over
+    the class token (a headless ViT of Hugging Face).
+    """
 
     trunk: TrunkConfig
     size: int = 224
@@ -26,6 +30,7 @@ class ImageEncoderConfig:
     patch_bias: bool = True
     embedding_norm: bool = False
     labels: int = 0
+    pooler: bool = False
     architecture: str = "image-encoder"
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,6 +60,7 @@ class ImageEncoder(nn.Module):
         )
         self.encoder = Trunk(trunk)
         self.head = nn.Linear(trunk.dim, config.labels) if config.labels else None
+        self.pooler = nn.Linear(trunk.dim, trunk.dim) if config.pooler else None
 
     def encode(self, pixel_values: Tensor) -> Tokens:
         """States (batch, 1 + patches, dim)."""
@@ -64,6 +70,11 @@ class ImageEncoder(nn.Module):
         """The class token's final state (batch, dim)."""
         return self.encode(pixel_values).x[:, 0]
 
+    def pooled(self, states: Tensor) -> Tensor:
+        """The first state through a dense layer and tanh (batch, dim), or the state itself where there is no pooler."""
+        first = states[:, 0]
+        return first if self.pooler is None else self.pooler(first).tanh()
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Class logits (batch, labels), or features where there is no head."""
         features = self.features(pixel_values)
@@ -72,14 +83,18 @@ class ImageEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class DualEncoderConfig:
-    """Two trunks and the width in which they meet. eos_id: the text token whose state is the text's feature."""
+    """Two trunks and the width in which they meet.
+
+    eos_id: the text token whose first state is the text's feature; None takes the token with the highest id, which is
+    the end of text in the vocabulary of the first CLIP checkpoints.
+    """
 
     image: ImageEncoderConfig
     text: TrunkConfig
     vocab: int
     embedding_positions: int = 77
     projection: int = 512
-    eos_id: int = 2
+    eos_id: int | None = 2
     architecture: str = "dual-encoder"
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,9 +127,10 @@ class DualEncoder(nn.Module):
         return features
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Projected text features (batch, projection) at the first end-of-text token, not normalised."""
+        """Projected text features (batch, projection) at the end of text, not normalised."""
         states = self.text(self.embed(input_ids, attention_mask), "causal")
-        end = (input_ids == self.config.eos_id).int().argmax(-1)
+        eos = self.config.eos_id
+        end = (input_ids if eos is None else (input_ids == eos).int()).argmax(-1)
         features: Tensor = self.text_proj(states[torch.arange(len(states), device=states.device), end])
         return features
 
