@@ -25,13 +25,16 @@ from leaven.data.readers.text_folder import TEXT_SUFFIXES, read_paragraphs, text
 from leaven.data.registry import STANDARD_SETS
 from leaven.data.schema import FIELDS, Fields, RowError, example_from, infer_kind, split_key
 from leaven.data.splits import Split, assign_splits, check_split
-from leaven.data.stdlib_code import stdlib_code
+from leaven.data.stdlib_code import installed_code, stdlib_code
 from leaven.errors import ConfigError, DataError
 
 E = TypeVar("E", bound=Example)
 Keyed = Iterator[tuple[str, Example]]
 
-EMBEDDED = "stdlib-code"
+EMBEDDED: dict[str, str] = {
+    "stdlib-code": "functions of the running interpreter's standard library",
+    "installed-code": "the same, and for training those of the Python packages installed beside it",
+}
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "csv": (".csv", ".tsv"),
@@ -83,13 +86,14 @@ def list_sources() -> list[SourceInfo]:
     """Every source that a name or scheme can open, embedded first, then standard, then the user's own."""
     found = [
         SourceInfo(
-            name=EMBEDDED,
+            name=name,
             tier="embedded",
             kinds=("code", "text"),
-            what="functions of the running interpreter's standard library",
+            what=what,
             available=True,
             where="the running interpreter",
         )
+        for name, what in EMBEDDED.items()
     ]
     for dataset in STANDARD_SETS.values():
         missing = dataset.missing()
@@ -116,7 +120,7 @@ def list_sources() -> list[SourceInfo]:
 
 
 def _unknown(spec: str) -> ConfigError:
-    names = [EMBEDDED, *STANDARD_SETS, *(f"{scheme}:" for scheme in SCHEMES)]
+    names = [*EMBEDDED, *STANDARD_SETS, *(f"{scheme}:" for scheme in SCHEMES)]
     head = spec.partition(":")[0] + (":" if ":" in spec else "")
     near = difflib.get_close_matches(head, names, n=1, cutoff=0.5)
     hint = ""
@@ -261,14 +265,37 @@ def open_source(
 
 
 def _named(spec: str, kind: ExampleKind, split: Split) -> list[Example] | None:
-    if spec == EMBEDDED:
+    if spec in EMBEDDED:
         _refuse(spec, kind, (CodeExample, Text))
         found = stdlib_code(split)
+        if spec == "installed-code" and split in ("train", "all"):
+            found = [*found, *installed_code()]
         return [Text(example.code) for example in found] if kind is Text else list[Example](found)
     if spec in STANDARD_SETS:
         _refuse(spec, kind, STANDARD_SETS[spec].kinds)
         return STANDARD_SETS[spec].load(split, kind)
     return None
+
+
+def kind_of(spec: str) -> ExampleKind:
+    """The kind of examples that a source offers first; of row formats, the kind that the first row's fields make.
+
+    Raises: ConfigError for an unknown source; DataError for missing data, no rows, or fields that make no kind.
+    """
+    if spec in EMBEDDED:
+        return CodeExample
+    if spec in STANDARD_SETS:
+        return STANDARD_SETS[spec].kinds[0]
+    scheme, colon, argument = spec.partition(":")
+    if not colon or scheme not in SCHEMES:
+        raise _unknown(spec)
+    if scheme in ("code", "text"):
+        return SCHEMES[scheme][1][0]
+    rows, renamed, _ = _own_rows(scheme, spec, argument, "all", Ledger(spec))
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{spec}: there are no usable rows in it")
+    return infer_kind(_rename(first, renamed).fields.values, f"{first.file}:{first.line} (needs one of {_schemas()})")
 
 
 def check_source(
@@ -284,7 +311,7 @@ def check_source(
     scheme, colon, argument = spec.partition(":")
     ledger = Ledger(spec, max_bad_share)
     standard = STANDARD_SETS.get(spec)
-    if spec == EMBEDDED or standard is not None:
+    if spec in EMBEDDED or standard is not None:
         named = kind or (standard.kinds[0] if standard is not None else CodeExample)
         ledger.good(len(_named(spec, named, "all") or ()))
         return ledger

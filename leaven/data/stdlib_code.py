@@ -8,7 +8,7 @@ import logging
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -123,20 +123,27 @@ def _write_cache(path: Path, key: str, examples: Iterable[CodeExample]) -> None:
         _log.warning("the scan of the standard library could not be kept in %s: %s", path, error)
 
 
+def _scanned(name: str, root: Path, files: list[Path], scan: Callable[[], list[CodeExample]]) -> list[CodeExample]:
+    """What a scan found, kept under the cache folder until the interpreter or one of the files changes."""
+    key = _fingerprint(root, files)
+    path = cache_dir() / f"{name}-{sys.version_info.major}.{sys.version_info.minor}-{key[:16]}.jsonl"
+    examples = _read_cache(path, key)
+    if examples is None:
+        examples = scan()
+        _write_cache(path, key, examples)
+    return examples
+
+
 @cache
 def _everything(root: Path, folder: Path) -> tuple[CodeExample, ...]:
+    del folder  # part of the key: another cache folder is another answer
     if not root.is_dir():
         raise DataError(
             f"stdlib-code: this interpreter's standard library is not a folder of source files ({root}); "
             "use a Python that ships its sources, or another source such as code:DIR"
         )
     files = _python_files(root)
-    key = _fingerprint(root, files)
-    path = folder / f"stdlib-code-{sys.version_info.major}.{sys.version_info.minor}-{key[:16]}.jsonl"
-    examples = _read_cache(path, key)
-    if examples is None:
-        examples = _scan(root, files)
-        _write_cache(path, key, examples)
+    examples = _scanned("stdlib-code", root, files, lambda: _scan(root, files))
     if not examples:
         raise DataError(f"stdlib-code: no Python functions found under {root}; use another source such as code:DIR")
     return tuple(examples)
@@ -163,23 +170,25 @@ def stdlib_code(split: Split = "train", with_docstring: bool = False) -> list[Co
     ]
 
 
-def installed_code(exclude_modules: Iterable[str] = ()) -> Iterator[CodeExample]:
+def installed_code(exclude_modules: Iterable[str] = ()) -> list[CodeExample]:
     """Functions of the pure-Python packages installed beside the interpreter, for pre-training.
 
-    Deduplicated among themselves and against the `valid` and `test` splits of `stdlib_code`, which stay unseen.
+    Deduplicated among themselves and against the standard library, whose `valid` and `test` splits stay unseen. The
+    first call takes minutes where many packages are installed; the result is kept under the cache folder.
 
     Args:
         exclude_modules: top-level module names to leave out; leaven itself always is.
     """
     root = Path(sysconfig.get_path("purelib"))
     if not root.is_dir():
-        return
-    everything = stdlib_code("all")
-    index = NearDuplicateIndex(NEAR_DUPLICATE, reference=(example.code for example in everything))
-    for example in everything:
-        if split_of_module(example.module) != "train":
-            index.add(example.code)
-    for file in _python_files(root, frozenset({"leaven", *exclude_modules})):
-        for example in _functions_of(file, root):
-            if index.add(example.code):
-                yield example
+        return []
+    files = _python_files(root, frozenset({"leaven", *exclude_modules}))
+
+    def scan() -> list[CodeExample]:
+        known = [example.code for example in stdlib_code("all")]
+        index = NearDuplicateIndex(NEAR_DUPLICATE, reference=known)
+        for code in known:
+            index.add(code)
+        return [example for file in files for example in _functions_of(file, root) if index.add(example.code)]
+
+    return _scanned("installed-code", root, files, scan)

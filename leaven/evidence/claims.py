@@ -12,8 +12,8 @@ class Claim:
     says: the claim in one sentence.
     metric: name of a figure of `Measurement.metrics`; larger is better unless `smaller_is_better`.
     better, than: names of arms.
-    by: smallest effect worth calling it, in the metric's unit. Below 0 the claim is one of non-inferiority: `better` may
-        be worse than `than` by at most this much.
+    by: smallest effect worth calling it, in the metric's unit. Below 0 the claim is one of non-inferiority: `better`
+        may be worse than `than` by at most this much.
     paper: what the paper reports.
     tiers: the tiers in which the claim is tested.
     """

@@ -57,5 +57,5 @@ def best_of_grid(values: Sequence[float], attempt: Callable[[float], tuple[float
         scores[value] = score
         if best is None or score > best.score:
             best = Choice(value, score, scores, result)
-    assert best is not None  # noqa: S101
+    assert best is not None
     return best

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -97,6 +99,14 @@ def _shown(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
+@contextmanager
+def timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Note under a name how many seconds the block took."""
+    started = time.perf_counter()
+    yield
+    timings[name] = time.perf_counter() - started
+
+
 C = TypeVar("C", bound=SystemConfig)
 
 
@@ -120,7 +130,9 @@ class System(ABC, Generic[C]):
         self.config = config
 
     @classmethod
-    def configured(cls, *, tier: str = "embedded", arm: str | None = None, smoke: bool = False, **rest: Any) -> System[C]:
+    def configured(
+        cls, *, tier: str = "embedded", arm: str | None = None, smoke: bool = False, **rest: Any
+    ) -> System[C]:
         """The system with the overrides of a tier, of an arm and of smoke size, then `rest`.
 
         Raises: CatalogError for an unknown tier or arm; pydantic's ValidationError for a value out of bounds.

@@ -5,7 +5,7 @@ Batch fields beside those of text (all (batch, tokens) int64; -1 where there is 
     identifier_ids: index of the developer-chosen name that a token spells, in order of first occurrence.
     occurrence_ids: index of the occurrence of a name that a token is part of.
     segment_ids: 0 for specials and padding, NATURAL for the documentation, PROGRAM for the code.
-and `language` (batch,) int64, the tag of the row's programming language.
+and `language` (batch,) int64, the tag of the row's programming language, -1 where the vocabulary has none.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _item(example: CodeExample, code: Any, doc: Any, tokenizer: CodeTokenizer) -
         "segment_ids": np.array(
             [0, *([NATURAL] * len(doc.ids) + [0] if natural else []), *[PROGRAM] * len(code.ids), 0], dtype=np.int64
         ),
-        "language": tokenizer.tag_id(example.language),
+        "language": tokenizer.tokenizer.token_to_id(f"<{example.language}>") or -1,
     }
 
 

@@ -61,6 +61,12 @@ class CodeTokenizer:
         """Id of a language's tag, `<en>` for English. Raises: ModelError when the vocabulary has none."""
         return self._id(f"<{language}>")
 
+    def tag_ids(self, language: str) -> list[int]:
+        """The tag of a language as one id or, in a vocabulary without tags such as CodeT5's, as the pieces it has."""
+        tag = f"<{language}>"
+        found = self.tokenizer.token_to_id(tag)
+        return [int(found)] if found is not None else list(self.encode([tag])[0].ids)
+
     def __len__(self) -> int:
         return int(self.tokenizer.get_vocab_size())
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from leaven.contracts import Batch
-from leaven.data.examples import Pair
+from leaven.data.examples import ClonePair, Pair
 from leaven.modalities.code_tokenizer import CodeTokenizer
 from leaven.modalities.text import IGNORE
 
@@ -46,7 +46,7 @@ class EncodedPairs:
 
 def target_start(form: PairFormat, tokenizer: CodeTokenizer) -> list[int]:
     """Ids that begin every target, which a decoder is given."""
-    return [tokenizer.tag_id(form.tag)] if form.tag is not None else []
+    return tokenizer.tag_ids(form.tag) if form.tag is not None else []
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: CodeTokenizer, form: PairFormat) -> EncodedPairs:
@@ -81,6 +81,23 @@ def collate_pairs(items: Sequence[Item], pad_id: int) -> Batch:
         "attention_mask": padded([np.ones(len(item["input_ids"]), dtype=np.int64) for item in items], 0).bool(),
         "labels": padded([item["labels"] for item in items], IGNORE),
     }
+
+
+def encode_clones(pairs: Sequence[ClonePair], tokenizer: CodeTokenizer, max_source: int) -> list[Item]:
+    """One item per pair of programs, each `<s> program </s>` and cut before its end token."""
+    form = PairFormat(max_source=max_source)
+    first, _ = encode_sources([pair.first for pair in pairs], tokenizer, form)
+    second, _ = encode_sources([pair.second for pair in pairs], tokenizer, form)
+    return [{"first": a, "second": b, "label": p.label} for a, b, p in zip(first, second, pairs, strict=True)]
+
+
+def collate_clones(items: Sequence[Item], pad_id: int) -> Batch:
+    """Pad both programs: `first_ids`, `second_ids`, their `_attention_mask` and `label`."""
+    batch: Batch = {"label": torch.tensor([item["label"] for item in items])}
+    for side in ("first", "second"):
+        batch[f"{side}_ids"] = padded([item[side] for item in items], pad_id)
+        batch[f"{side}_attention_mask"] = padded([np.ones(len(item[side]), dtype=np.int64) for item in items], 0).bool()
+    return batch
 
 
 def padded(rows: Sequence[np.ndarray[Any, Any]], fill: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leaven.contracts import Batch, Loss
-from leaven.errors import DataError
+from leaven.errors import DataError, ModelError
 from leaven.modalities.code import NATURAL, PROGRAM
 from leaven.modalities.text import IGNORE
 from leaven.objectives.corruption import compact
@@ -24,7 +24,7 @@ class DualGeneration:
 
     Shapes: `input_ids`, `segment_ids` (batch, tokens), `language` (batch,) -> `input_ids`, `attention_mask`, `labels`
     (2 * pairs, tokens'): first all documentation -> program, then all program -> documentation.
-    Raises: DataError when no row of the batch has documentation.
+    Raises: DataError when no row of the batch has documentation; ModelError when the vocabulary lacks language tags.
     Source: arXiv 2109.00859 section 3.2.
     """
 
@@ -48,6 +48,11 @@ class DualGeneration:
             )
         tokens, segment = batch["input_ids"][paired], segment[paired]
         program_tag = batch["language"][paired]
+        if bool((program_tag < 0).any()):
+            raise ModelError(
+                "the tokenizer has no tag for the language of some functions (<python>, <java>, ...), which dual "
+                "generation writes first: add the tags to it, or leave this objective out"
+            )
         natural_tag = torch.full_like(program_tag, self.natural_tag)
         inputs = [self._source(tokens, segment == part) for part in (NATURAL, PROGRAM)]
         labels = [

@@ -92,6 +92,20 @@ class Budget(BaseModel):
         """The first limit that has been reached, or None while there is budget left."""
         return next((unit for unit, limit in self.limits.items() if getattr(used, unit) >= limit), None)
 
+    def scaled(self, share: float) -> Budget:
+        """The same limits times a share; whole numbers are rounded, to at least 1."""
+        return Budget(
+            **{u: max(1, round(limit * share)) if u in _WHOLE else limit * share for u, limit in self.limits.items()}  # type: ignore[arg-type]
+        )
+
+    def plus(self, other: Budget) -> Budget:
+        """The sum of two budgets. Raises: ConfigError unless both limit the same units."""
+        if set(self.limits) != set(other.limits):
+            raise ConfigError(
+                f"budgets {str(self)!r} and {str(other)!r} cannot be added: give both in the same unit, such as steps"
+            )
+        return Budget(**{unit: limit + other.limits[unit] for unit, limit in self.limits.items()})  # type: ignore[arg-type]
+
     def __str__(self) -> str:
         """Text that `parse` reads back to the same budget."""
         return ", ".join(f"{limit!r} {unit}" for unit, limit in self.limits.items())

@@ -48,6 +48,9 @@ class TrainingConfig(BaseModel):
     )
     clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; None does not clip")
     accumulate: int = Field(1, ge=1, le=100_000, description="micro-batches per step and process")
+    length_groups: int = Field(
+        1, ge=1, le=64, description="groups of rows of like length that a batch is computed in, to save padding"
+    )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "fp32", description="arithmetic of the forward pass; auto takes bf16 if a short measurement finds it faster"
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from leaven.contracts import Batch, Objective
 from leaven.errors import ConfigError
+from leaven.modalities.length_groups import groups_of_like_length
 from leaven.training import checkpoint
 from leaven.training.budgets import Budget, Counters
 from leaven.training.config import TrainingConfig
@@ -199,16 +200,16 @@ class _Run:
         loss_sum, terms, flops = 0.0, 0.0, 0.0
         parts: dict[str, tuple[float, float]] = {}
         for micro, raw in enumerate(batches):
-            batch = self._prepare(raw, micro)
-            if self.flops is not None:
-                counted, (value, count, named) = self.flops.count(batch, lambda b=batch: self._backward(b))  # type: ignore[misc]
-                flops += counted
-            else:
-                value, count, named = self._backward(batch)
-            loss_sum, terms = loss_sum + value * count, terms + count
-            for name, part in named.items():
-                total, weight = parts.get(name, (0.0, 0.0))
-                parts[name] = (total + part * count, weight + count)
+            for batch in groups_of_like_length(self._prepare(raw, micro), self.config.length_groups):
+                if self.flops is not None:
+                    counted, (value, count, named) = self.flops.count(batch, lambda b=batch: self._backward(b))  # type: ignore[misc]
+                    flops += counted
+                else:
+                    value, count, named = self._backward(batch)
+                loss_sum, terms = loss_sum + value * count, terms + count
+                for name, part in named.items():
+                    total, weight = parts.get(name, (0.0, 0.0))
+                    parts[name] = (total + part * count, weight + count)
         sums = workers.add_up(
             [
                 loss_sum,
