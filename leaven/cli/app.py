@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from leaven.cli import bench, data, listing
+from leaven.cli import bench, data, evidence, listing
 from leaven.cli.contract import Group
 
 app = typer.Typer(
@@ -22,6 +22,10 @@ app.add_typer(data_app, name="data")
 app.command("list")(listing.list_systems)
 app.command("search")(listing.search)
 app.command("info")(listing.info)
+app.command("claim")(evidence.claim)
+app.command("claims")(evidence.claims)
+app.command("compare")(evidence.compare)
+app.command("report")(evidence.report)
 app.command("bench")(bench.bench)
 data_app.command("list")(data.list_data)
 data_app.command("check")(data.check)

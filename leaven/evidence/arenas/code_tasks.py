@@ -12,7 +12,7 @@ from leaven.data.code_tasks.understanding import clone_detection, defect_detecti
 from leaven.data.examples import ClonePair, CodeExample, Labelled, Pair
 from leaven.data.schema import FIELDS
 from leaven.data.sources import kind_of, open_source
-from leaven.data.splits import Split
+from leaven.data.splits import Split, hash_share
 from leaven.errors import ConfigError, DataError
 from leaven.evidence.selection import Sealed
 from leaven.evidence.system import Figures
@@ -175,14 +175,14 @@ def task_names() -> list[str]:
     return [*TASKS, *(f"set:{name}" for name in _PAIR_SETS)]
 
 
-def open_task(name: str, source: str, *, limits: tuple[int, int] = (500, 2000)) -> TaskData:
+def open_task(name: str, source: str, *, limits: tuple[int, int, int] = (1_000_000, 500, 2000)) -> TaskData:
     """A task's data.
 
     Args:
         name: a name of `task_names()`; or the user's own pairs such as `jsonl:FILE`, with the fields source and target,
             or code and label.
         source: where functions come from, for tasks that are made from them.
-        limits: most pairs of the valid and of the test split; the first in the source's order are taken.
+        limits: most pairs of the train, valid and test split; which are taken depends on each pair alone.
 
     Raises: ConfigError for an unknown task; DataError when a split has no pairs for it.
     """
@@ -207,8 +207,19 @@ def open_task(name: str, source: str, *, limits: tuple[int, int] = (500, 2000)) 
         if not pairs:
             raise DataError(f"task {name!r}: the {split} split of {source} has no example for it")
     return TaskData(
-        task, splits["train"], splits["valid"][: limits[0]], Sealed(splits["test"][: limits[1]], f"task {name!r}")
+        task,
+        _some(splits["train"], limits[0]),
+        _some(splits["valid"], limits[1]),
+        Sealed(_some(splits["test"], limits[2]), f"task {name!r}"),
     )
+
+
+def _some(pairs: list[Any], most: int) -> list[Any]:
+    """At most so many pairs, drawn by a hash, in their old order: those of one module do not crowd out the others."""
+    if len(pairs) <= most:
+        return pairs
+    chosen = sorted(range(len(pairs)), key=lambda at: hash_share(repr(pairs[at])))[:most]
+    return [pairs[at] for at in sorted(chosen)]
 
 
 _SPLITS: tuple[Split, ...] = ("train", "valid", "test")

@@ -33,6 +33,7 @@ from leaven.modalities.pairs import (
     padded,
     target_start,
 )
+from leaven.models.encoder_decoder import width_of
 from leaven.objectives.clone_detection import CloneDetection
 from leaven.objectives.sequence_to_sequence import SequenceToSequence
 from leaven.training.budgets import Budget
@@ -114,8 +115,7 @@ class CloneTrainer(TaskTrainer):
 
     def objective(self, model: nn.Module) -> Objective:
         """The classifier."""
-        config: Any = model.config
-        self.head = CloneDetection(config.encoder.dim)
+        self.head = CloneDetection(width_of(model))
         return self.head
 
     def loader(self, seed: int) -> Loader:

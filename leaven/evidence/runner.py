@@ -1,0 +1,214 @@
+"""Measuring arms under paired seeds, resumably, and the evidence that comes of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from leaven.errors import ConfigError, LeavenError
+from leaven.evidence.claims import Claim
+from leaven.evidence.entrants import Entrant, claim_entrants, near
+from leaven.evidence.evidence_file import ArmEvidence, ClaimEvidence, Evidence, Protocol, Spread
+from leaven.evidence.json_file import EvidenceError, write_json
+from leaven.evidence.progress import Progress, Silent
+from leaven.evidence.provenance import commit, machine, versions
+from leaven.evidence.run_folder import RunFolder
+from leaven.evidence.statistics import paired_effect, verdict
+from leaven.evidence.system import Measurement, System
+
+Results = dict[str, list[Measurement]]
+
+
+def measure_seeds(
+    entrants: Sequence[Entrant],
+    folder: RunFolder,
+    *,
+    seeds: int,
+    metrics: Mapping[str, Sequence[str]] | None = None,
+    check: Callable[[Mapping[str, Measurement], int], None] | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure every entrant under seeds 0 to `seeds` - 1, seed by seed; what the folder holds already is not repeated.
+
+    Args:
+        metrics: figures that an entrant must report, by label; a missing or non-finite one stops the run at once.
+        check: called after each seed with its measurements by label; what it raises ends the run.
+
+    Raises: EvidenceError naming entrant and figure; ConfigError for less than one seed or a folder of another
+    configuration; what an entrant raises, with its name and seed.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds}: at least one is needed")
+    progress = progress or Silent()
+    results: Results = {one.label: [] for one in entrants}
+    kept = {(seed, one.label): folder.finished(seed, one.label) for seed in range(seeds) for one in entrants}
+    provenance = {"git": commit(), "versions": versions(), "machine": machine()}
+    folder.begin()
+    progress.begin([one.label for one in entrants], seeds)
+    for seed in range(seeds):
+        for one in entrants:
+            measurement = kept[seed, one.label]
+            reused = measurement is not None
+            if measurement is None:
+                progress.started(seed, one.label)
+                measurement = _measure(one, folder, seed)
+            _check_metrics(one.label, seed, measurement, (metrics or {}).get(one.label, ()))
+            if not reused:
+                measurement = folder.keep(seed, one.label, measurement, provenance)
+            results[one.label].append(measurement)
+            progress.finished(seed, one.label, measurement, reused=reused)
+        if check is not None:
+            check({label: found[seed] for label, found in results.items()}, seed)
+    return results
+
+
+def run_claims(
+    system: type[System[Any]],
+    *,
+    tier: str = "embedded",
+    seeds: int | None = None,
+    smoke: bool = False,
+    out: Path,
+    progress: Progress | None = None,
+) -> Evidence:
+    """Measure the arms of a system's claims in a tier and give the evidence, also written to `out`/evidence.json.
+
+    Args:
+        seeds: how many; by default what the system says for the tier, at smoke size 2.
+        out: the run's folder; a later call goes on there.
+
+    Raises: CatalogError for an unknown tier or one without claims, and what `measure_seeds` raises.
+    """
+    entrants = claim_entrants(system, tier)
+    claims: list[Claim] = [claim for claim in system.claims if tier in claim.tiers]
+    seeds = default_seeds(system, tier, smoke=smoke) if seeds is None else seeds
+    folder = RunFolder(out, entrants, tier=tier, smoke=smoke)
+    needed: dict[str, list[str]] = {}
+    for claim in claims:
+        for arm in (claim.better, claim.than):
+            needed.setdefault(arm, []).append(claim.metric)
+    results = measure_seeds(entrants, folder, seeds=seeds, metrics=needed, check=check_budgets, progress=progress)
+    git = _git({(seed, one.label): folder.provenance(seed, one.label) for seed in range(seeds) for one in entrants})
+    evidence = Evidence(
+        system=system.slug,
+        tier=tier,
+        smoke=smoke,
+        seeds=list(range(seeds)),
+        claims=[claim_evidence(claim, results) for claim in claims],
+        arms={label: arm_evidence(found) for label, found in results.items()},
+        protocol=protocol(folder.configs),
+        machine=machine(),
+        versions=versions(),
+        git=git,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=math.fsum(one.seconds for found in results.values() for one in found),
+    )
+    write_json(out / "evidence.json", evidence.to_json())
+    return evidence
+
+
+def default_seeds(system: type[System[Any]], tier: str, *, smoke: bool) -> int:
+    """How many seeds a claim takes when the user does not say."""
+    return 2 if smoke else system.seeds.get(tier, 5)
+
+
+def claim_evidence(claim: Claim, results: Results) -> ClaimEvidence:
+    """A claim with the verdict on it."""
+    better, than = ([one.metrics[claim.metric] for one in results[arm]] for arm in (claim.better, claim.than))
+    effect = paired_effect(better, than, smaller_is_better=claim.smaller_is_better)
+    known = len(effect.differences) > 1
+    return ClaimEvidence(
+        says=claim.says,
+        metric=claim.metric,
+        smaller_is_better=claim.smaller_is_better,
+        better=claim.better,
+        than=claim.than,
+        by=claim.by,
+        effect=effect.mean,
+        bound=effect.lower() if known else None,
+        upper_bound=effect.upper() if known else None,
+        interval=effect.interval() if known else None,
+        verdict=verdict(effect, claim.by),
+        paper=claim.paper,
+        differences=list(effect.differences),
+    )
+
+
+def arm_evidence(found: Sequence[Measurement]) -> ArmEvidence:
+    """What an arm gave under all seeds."""
+    return ArmEvidence(
+        metrics=spreads([one.metrics for one in found]),
+        validation=spreads([one.validation for one in found]),
+        budget=spreads([one.budget for one in found]),
+        equal=sorted({name for one in found for name in one.equal}),
+        chosen=[one.chosen for one in found],
+        seconds=Spread.of([one.seconds for one in found]),
+    )
+
+
+def spreads(figures: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    """Mean, deviation and values by figure; a figure that a seed does not have is None there."""
+    names = list(dict.fromkeys(name for one in figures for name in one))
+    return {name: Spread.of([one.get(name) for one in figures]) for name in names}
+
+
+def protocol(configs: Mapping[str, Mapping[str, Any]]) -> Protocol:
+    """What all arms share, and what each has of its own."""
+    first, *rest = configs.values()
+    shared = {name: value for name, value in first.items() if all(name in o and o[name] == value for o in rest)}
+    own = {label: {k: v for k, v in config.items() if k not in shared} for label, config in configs.items()}
+    return Protocol(shared=shared, arms=own)
+
+
+def check_budgets(measured: Mapping[str, Measurement], seed: int) -> None:
+    """Raises: EvidenceError where arms that must have the same budget differ."""
+    for figure in sorted({name for one in measured.values() for name in one.equal}):
+        values = {label: one.budget.get(figure) for label, one in measured.items()}
+        first_label, first = next(iter(values.items()))
+        for label, value in values.items():
+            if value is None or first is None or not math.isclose(value, first, rel_tol=1e-9):
+                raise EvidenceError(
+                    f"seed {seed}: the arms must have the same {figure}, but {first_label} has {_number(first)} "
+                    f"and {label} has {_number(value)}; an unequal budget makes no evidence"
+                )
+
+
+def _measure(one: Entrant, folder: RunFolder, seed: int) -> Measurement:
+    began = time.monotonic()
+    work = folder.work(seed, one.label)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        system = one.configured(tier=folder.tier, smoke=folder.smoke, seed=seed)
+        measurement = system.measure(work)
+    except LeavenError as error:
+        raise EvidenceError(f"{one.label}, seed {seed}: {error}") from error
+    # A system that was interrupted knows of its earlier lives; this clock does not.
+    return measurement if measurement.seconds > 0 else replace(measurement, seconds=time.monotonic() - began)
+
+
+def _check_metrics(label: str, seed: int, measurement: Measurement, needed: Sequence[str]) -> None:
+    for name in needed:
+        value = measurement.metrics.get(name)
+        if value is None:
+            known = ", ".join(measurement.metrics) or "none"
+            raise EvidenceError(f"{label} reports no {name!r}; it has {known}.{near(name, measurement.metrics)}")
+        if not math.isfinite(value):
+            raise EvidenceError(f"{label}, seed {seed}: {name} is {value}; a claim needs a finite figure")
+
+
+def _git(found: Mapping[tuple[int, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """One commit where all results are of one; otherwise the list, for a run that went on after a change of code."""
+    of_results = [one.get("git") or {} for one in found.values()]
+    commits = list(dict.fromkeys(one.get("commit") for one in of_results))
+    dirty = [one.get("dirty") for one in of_results]
+    merged: dict[str, Any] = {"commit": commits[-1], "dirty": None if None in dirty else any(dirty)}
+    return {**merged, "commits": commits} if len(commits) > 1 else merged
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.10g}"
