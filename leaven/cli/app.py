@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from leaven.cli import bench, data, evidence, listing
+from leaven.cli import bench, data, evidence, listing, systems, zoo
 from leaven.cli.contract import Group
 
 app = typer.Typer(
@@ -18,15 +18,21 @@ app = typer.Typer(
 )
 data_app = typer.Typer(cls=Group, help="Where examples come from.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+zoo_app = typer.Typer(cls=Group, help="Models that leaven made itself.", rich_markup_mode=None)
+app.add_typer(zoo_app, name="zoo")
 
 app.command("list")(listing.list_systems)
 app.command("search")(listing.search)
 app.command("info")(listing.info)
+app.command("run")(systems.run)
+app.command("apply")(systems.apply)
 app.command("claim")(evidence.claim)
 app.command("claims")(evidence.claims)
 app.command("compare")(evidence.compare)
 app.command("report")(evidence.report)
 app.command("bench")(bench.bench)
+zoo_app.command("list")(zoo.list_zoo)
+zoo_app.command("make")(zoo.make)
 data_app.command("list")(data.list_data)
 data_app.command("check")(data.check)
 

@@ -124,7 +124,6 @@ class System(ABC, Generic[C]):
     smoke: ClassVar[Mapping[str, Any]] = {}
     seeds: ClassVar[Mapping[str, int]] = {"embedded": 5}
     claims: ClassVar[tuple[Any, ...]] = ()
-    tasks: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -152,6 +151,9 @@ class System(ABC, Generic[C]):
         """One arm under one seed, for the evidence; what it leaves in `out` serves to resume it."""
 
     @classmethod
-    def apply(cls, model: Path, task: str, text: str, **options: Any) -> list[dict[str, str]]:
-        """Use a trained model on an input. Raises: CatalogError when the system has no such task."""
-        raise CatalogError(f"{cls.slug} has no task {task!r}; it has {', '.join(cls.tasks) or 'none'}")
+    def apply(cls, loaded: Any, extra: Mapping[str, Any], task: str, text: str, **options: Any) -> list[dict[str, str]]:
+        """Use a trained model (`leaven.models.loading.Loaded`) on an input; `extra` is what was saved with it.
+
+        Raises: CatalogError when the system, or the model, has no such task.
+        """
+        raise CatalogError(f"{cls.slug} has no models to apply to an input, so no task {task!r} either")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -179,3 +180,9 @@ class EncoderDecoder(nn.Module):
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
         return ModelOutput(loss, logits)
+
+
+@torch.no_grad()
+def width_of(model: Any) -> int:
+    """Width of the encoder's states of any model with `encode`, in the trunk or used as it is."""
+    return int(model.encode(torch.tensor([[model.config.eos_id]], device=next(model.parameters()).device)).x.shape[-1])

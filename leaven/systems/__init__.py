@@ -50,13 +50,12 @@ def run(slug: str, *, out: str | Path | None = None, **options: Any) -> Outcome:
         out: folder for what the run makes; a run that finds its own beginnings there goes on from them. By default
             `runs/SLUG`.
 
-    Raises: CatalogError, and pydantic's ValidationError for an option out of bounds.
+    Raises: CatalogError; pydantic's ValidationError for an option out of bounds; ConfigError for a folder that holds
+    something else.
     """
-    system = find_system(slug).configured(**options)
-    folder = Path(out) if out is not None else Path("runs") / slug
-    outcome = system.run(folder)
-    outcome.save(folder)
-    return outcome
+    from leaven.systems.running import run_in
+
+    return run_in(find_system(slug).configured(**options), Path(out) if out is not None else Path("runs") / slug)
 
 
 def load(model: str | Path) -> Any:

@@ -95,7 +95,7 @@ class Budget(BaseModel):
     def scaled(self, share: float) -> Budget:
         """The same limits times a share; whole numbers are rounded, to at least 1."""
         return Budget(
-            **{u: max(1, round(limit * share)) if u in _WHOLE else limit * share for u, limit in self.limits.items()}  # type: ignore[arg-type]
+            **{u: max(1, round(limit * share)) if u in _WHOLE else limit * share for u, limit in self.limits.items()}
         )
 
     def plus(self, other: Budget) -> Budget:
@@ -104,7 +104,7 @@ class Budget(BaseModel):
             raise ConfigError(
                 f"budgets {str(self)!r} and {str(other)!r} cannot be added: give both in the same unit, such as steps"
             )
-        return Budget(**{unit: limit + other.limits[unit] for unit, limit in self.limits.items()})  # type: ignore[arg-type]
+        return Budget(**{unit: limit + other.limits[unit] for unit, limit in self.limits.items()})
 
     def __str__(self) -> str:
         """Text that `parse` reads back to the same budget."""

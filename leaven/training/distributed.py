@@ -159,3 +159,8 @@ def fill(target: Tensor, source: Tensor, name: str) -> None:
         sharded = cast(DTensor, target)
         source = distribute_tensor(source.to(sharded.device), sharded.device_mesh, sharded.placements)
     target.copy_(source)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes: rank 0, or the only one."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0

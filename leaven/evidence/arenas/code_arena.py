@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from pydantic import Field
 from leaven.data.examples import Pair
 from leaven.evidence.arenas.code_corpus import CodeCorpus, open_corpus
 from leaven.evidence.arenas.code_tasks import open_task
+from leaven.evidence.arenas.code_use import apply_code_model
 from leaven.evidence.arenas.fine_tuning import TaskTrainer, clone_of, predict, train_together, trainer_for
 from leaven.evidence.selection import best_of_grid
 from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
@@ -167,6 +169,11 @@ class CodeSystem(System[C]):
             seconds=time.perf_counter() - started,
         )
 
+    @classmethod
+    def apply(cls, loaded: Any, extra: Mapping[str, Any], task: str, text: str, **options: Any) -> list[dict[str, str]]:
+        """One answer per function; see `apply_code_model`."""
+        return apply_code_model(loaded, extra, task, text, **options)
+
     def corpus(self) -> CodeCorpus:
         """The functions to learn from; objectives corrupt before they cut, so they are kept longer than the input."""
         config = self.config
@@ -212,8 +219,8 @@ class CodeSystem(System[C]):
     def training(self, rate: float) -> TrainingConfig:
         """Settings of the loop."""
         config = self.config
-        # T5's own optimizer scales a step by the size of the parameter (arXiv 1804.04235 section 8). Its embeddings start
-        # at 1 and its projections near 0.1, so under AdamW, which does not, they need the larger rate.
+        # T5's own optimizer scales a step by the size of the parameter (arXiv 1804.04235 section 8). Its embeddings
+        # start at 1 and its projections near 0.1, so under AdamW, which does not scale, they need the larger rate.
         factors = {} if config.model else {"embed.*": 10.0}
         return TrainingConfig.model_validate(
             {

@@ -12,12 +12,12 @@ from leaven.errors import ModelError
 CARD_FIELDS = ("what", "data", "seed", "command", "sha256", "parameters", "size_bytes")
 """What a card says: the model in a line, its data, the seed and command that made it, its checksum and sizes."""
 
-_SHIPPED = Path(__file__).parent
+SHIPPED = Path(__file__).parent
 
 
 def zoo_names(root: Path | None = None) -> list[str]:
     """Names of the models in the zoo, sorted. root: another zoo's folder than the one that ships with leaven."""
-    return sorted(path.parent.name for path in (root or _SHIPPED).glob("*/leaven.json"))
+    return sorted(path.parent.name for path in (root or SHIPPED).glob("*/leaven.json"))
 
 
 def zoo_folder(name: str, root: Path | None = None) -> Path:
@@ -28,7 +28,7 @@ def zoo_folder(name: str, root: Path | None = None) -> Path:
         hint = f"; did you mean zoo:{near[0]}?" if near else ""
         exist = f"the zoo has {', '.join(names)}" if names else "the zoo is empty"
         raise ModelError(f"there is no zoo:{name}: {exist}{hint}")
-    return (root or _SHIPPED) / name
+    return (root or SHIPPED) / name
 
 
 def zoo_card(name: str, root: Path | None = None) -> dict[str, Any]:

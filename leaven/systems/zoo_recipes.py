@@ -1,0 +1,117 @@
+"""How the models of the zoo are made: one recorded command each."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leaven.data.examples import CodeExample
+from leaven.data.sources import open_source
+from leaven.errors import ModelError
+from leaven.evidence.json_file import write_json
+from leaven.models.loading import load_model_and_tokenizer
+from leaven.models.saved import WEIGHTS, read_manifest, save_model
+from leaven.models.zoo import SHIPPED
+from leaven.systems import find_system
+from leaven.systems.running import run_in
+
+LARGEST_BYTES = 12_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A system with its options, and which of the models that it makes is shipped."""
+
+    system: str
+    options: dict[str, Any]
+    artefact: str
+    what: str
+
+
+RECIPES: dict[str, Recipe] = {
+    "code-t5": Recipe(
+        system="codet5",
+        options={
+            "data": "installed-code",
+            "dim": 256,
+            "depth": 2,
+            "heads": 4,
+            "vocab": 7168,
+            "max_source": 192,
+            "max_target": 96,
+            "pretrain": "9000 steps",
+            "dual": 0.2,
+            "learning_rate": 2e-3,
+            "finetune": "500 steps",
+            "finetune_rates": [1e-3],
+            "tasks": ["name", "summarize", "defect", "refine", "translate", "generate"],
+            "multi_task": True,
+            "scratch": False,
+            "precision": "auto",
+            "valid_limit": 150,
+            "test_limit": 500,
+        },
+        artefact="all-tasks",
+        what="a small CodeT5 for Python: pre-trained with all its objectives, then on six tasks with control codes",
+    )
+}
+
+
+def make(name: str, *, work: Path, out: Path | None = None) -> Path:
+    """Make a model of the zoo and put it, in bfloat16 and with its card, where the package ships it (or into `out`).
+
+    Args:
+        work: folder of the run; a later call goes on there.
+
+    Raises: ModelError for an unknown name, or a model over 12 MB.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ModelError(f"there is no recipe {name!r}: there are {', '.join(RECIPES)}{hint}")
+    recipe = RECIPES[name]
+    system = find_system(recipe.system).configured(**recipe.options)
+    outcome = run_in(system, work)
+    source = work / outcome.artefacts[recipe.artefact.replace("-", " ")]
+    loaded = load_model_and_tokenizer(source)
+    extra = read_manifest(source)["extra"]
+    folder = save_model((out or SHIPPED) / name, loaded.model, loaded.tokenizer, extra=extra, dtype=torch.bfloat16)
+    size = (folder / WEIGHTS).stat().st_size
+    if size > LARGEST_BYTES:
+        raise ModelError(f"zoo:{name} has {size} bytes, more than the {LARGEST_BYTES} that the zoo ships")
+    write_json(
+        folder / "card.json",
+        {
+            "what": recipe.what,
+            "data": _data_card(recipe.options["data"]),
+            "seed": system.config.seed,
+            "command": f"leaven zoo make {name}",
+            "options": recipe.options,
+            "sha256": read_manifest(folder)["sha256"],
+            "parameters": sum(p.numel() for p in loaded.model.parameters()),
+            "size_bytes": size,
+            "results": [dict(zip(outcome.columns, row, strict=True)) for row in outcome.rows],
+            "seconds": {stage: round(seconds) for stage, seconds in outcome.timings.items()},
+        },
+    )
+    return folder
+
+
+def _data_card(spec: str) -> dict[str, Any]:
+    """How many functions of which packages, and their versions."""
+    examples = open_source(spec, CodeExample, split="train").examples
+    tops = Counter(example.module.partition(".")[0] for example in examples)
+    owners = packages_distributions()
+    packages = sorted({owners[top][0] for top in tops if top in owners})
+    return {
+        "source": spec,
+        "functions": len(examples),
+        "documented": sum(example.docstring is not None for example in examples),
+        "packages": {package: version(package) for package in packages},
+    }
