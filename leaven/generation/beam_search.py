@@ -78,7 +78,8 @@ def beam_search(
             length_penalty=length_penalty,
             early_stopping=early_stopping,
         )
-        return search.run(logits, n_best)
+        found = search.run(logits, n_best)
+    return found.clone()
 
 
 class _Search:

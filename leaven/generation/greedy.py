@@ -40,4 +40,5 @@ def greedy(
             allowed_ids=allowed_ids,
             device=logits.device,
         )
-        return extend(state, logits, lambda scores, _: scores.argmax(-1), constraints, max_length=max_length)
+        found = extend(state, logits, lambda scores, _: scores.argmax(-1), constraints, max_length=max_length)
+    return found.clone()

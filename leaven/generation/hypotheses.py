@@ -18,3 +18,7 @@ class Generated(NamedTuple):
 
     ids: Tensor
     scores: Tensor
+
+    def clone(self) -> Generated:
+        """A copy; made outside inference mode, it can be fed to a model that is being trained."""
+        return Generated(self.ids.clone(), self.scores.clone())

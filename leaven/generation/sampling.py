@@ -66,7 +66,8 @@ def sample(
             uniform = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
             return draw(filter_logits(scores, temperature, top_k, top_p), uniform.to(scores.device)[rows])
 
-        return extend(state, logits, choose, constraints, max_length=max_length, rows_per_entry=samples)
+        found = extend(state, logits, choose, constraints, max_length=max_length, rows_per_entry=samples)
+    return found.clone()
 
 
 def check_filter(temperature: float, top_k: int | None, top_p: float) -> None:

@@ -24,6 +24,7 @@ from leaven.modalities.code_tokenizer import WORD, CodeTokenizer
 
 NATURAL, PROGRAM = 1, 2
 Item = dict[str, Any]
+_PIECE = 2000
 _PER_TOKEN = ("input_ids", "word_ids", "identifier_ids", "occurrence_ids", "segment_ids")
 
 
@@ -34,12 +35,17 @@ def encode_functions(
 
     Nothing is cut here at the length of the model (objectives corrupt first and cut then); `max_tokens` bounds memory.
     """
-    codes = tokenizer.encode([example.code for example in examples])
-    docs = tokenizer.encode([example.docstring or "" for example in examples])
-    return [
-        _cut(_item(example, code, doc, tokenizer), max_tokens)
-        for example, code, doc in zip(examples, codes, docs, strict=True)
-    ]
+    items: list[Item] = []
+    # In pieces: the encodings of a large corpus, with their offsets, would need many times its memory.
+    for start in range(0, len(examples), _PIECE):
+        piece = examples[start : start + _PIECE]
+        codes = tokenizer.encode([example.code for example in piece])
+        docs = tokenizer.encode([example.docstring or "" for example in piece])
+        items += [
+            _cut(_item(example, code, doc, tokenizer), max_tokens)
+            for example, code, doc in zip(piece, codes, docs, strict=True)
+        ]
+    return items
 
 
 def _cut(item: Item, length: int) -> Item:

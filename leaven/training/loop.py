@@ -278,9 +278,16 @@ class _Run:
             total = state.window.setdefault(name, [0.0, 0.0])
             total[0] += value
             total[1] += 1
+        state.window["lr"] = [learning_rate, 1.0]
         if state.counters.steps % self.config.log_every == 0:
+            self._close_window()
+
+    def _close_window(self) -> None:
+        """Write the means since the last record."""
+        state = self.state
+        if state.window:
             means = {name: total / count for name, (total, count) in state.window.items()}
-            state.log.append({"step": state.counters.steps, **means, "lr": learning_rate, **_used(state.counters)})
+            state.log.append({"step": state.counters.steps, **means, **_used(state.counters)})
             state.window.clear()
 
     def _due(self, every: float | None, before: float, after: float) -> bool:
@@ -346,6 +353,7 @@ class _Run:
     @torch.no_grad()
     def _finish(self, ended: str) -> None:
         state = self.state
+        self._close_window()
         self._evaluate()
         self._save()
         if self.config.restore_best and state.best.step is not None:

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field
@@ -73,6 +73,18 @@ class CodeSystem(System[C]):
     """Pre-training by the system, everything else by the arena."""
 
     title = ""
+    smoke: ClassVar[dict[str, Any]] = {
+        "dim": 32,
+        "depth": 1,
+        "heads": 2,
+        "vocab": 512,
+        "batch_size": 8,
+        "pretrain": "6 steps",
+        "finetune": "4 steps",
+        "train_limit": 200,
+        "valid_limit": 8,
+        "test_limit": 12,
+    }
 
     @abstractmethod
     def pretrain(self, model: Any, corpus: CodeCorpus, out: Path) -> Curves:

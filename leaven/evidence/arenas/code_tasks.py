@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from leaven.data.code_tasks.generation import body_generation, refinement, style_translation
@@ -188,11 +189,7 @@ def open_task(name: str, source: str, *, limits: tuple[int, int, int] = (1_000_0
     """
     if name in TASKS:
         task = TASKS[name]
-        make = task.make
-        assert make is not None
-        splits: dict[Split, list[Any]] = {
-            split: list(make(open_source(source, CodeExample, split=split).examples)) for split in _SPLITS
-        }
+        splits: dict[Split, list[Any]] = {split: _made(name, source, split) for split in _SPLITS}
     elif name.startswith("set:") and name.removeprefix("set:") in _PAIR_SETS:
         spec = name.removeprefix("set:")
         task = _PAIR_SETS[spec]
@@ -201,7 +198,8 @@ def open_task(name: str, source: str, *, limits: tuple[int, int, int] = (1_000_0
         task, splits = _own(name)
     else:
         near = difflib.get_close_matches(name, [*task_names(), *_PAIR_SETS], n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0] if near[0] not in _PAIR_SETS else 'set:' + near[0]!r}?" if near else ""
+        meant = f"set:{near[0]}" if near and near[0] in _PAIR_SETS and near[0] not in TASKS else "".join(near)
+        hint = f"; did you mean {meant!r}?" if near else ""
         raise ConfigError(f"no task {name!r}: there are {', '.join(task_names())}, or jsonl:FILE with your pairs{hint}")
     for split, pairs in splits.items():
         if not pairs:
@@ -212,6 +210,14 @@ def open_task(name: str, source: str, *, limits: tuple[int, int, int] = (1_000_0
         _some(splits["valid"], limits[1]),
         Sealed(_some(splits["test"], limits[2]), f"task {name!r}"),
     )
+
+
+@cache
+def _made(name: str, source: str, split: Split) -> list[Any]:
+    """Pairs made from functions, once per process: arms and seeds share them."""
+    make = TASKS[name].make
+    assert make is not None
+    return list(make(open_source(source, CodeExample, split=split).examples))
 
 
 def _some(pairs: list[Any], most: int) -> list[Any]:
