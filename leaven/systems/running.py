@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from leaven.errors import ConfigError
+from leaven.errors import ConfigError, LeavenError
 from leaven.evidence.json_file import write_json
 from leaven.evidence.system import Outcome, System
 from leaven.training.distributed import is_main_process
@@ -29,7 +30,13 @@ def run_in(system: System[Any], folder: Path) -> Outcome:
     elif is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, now)
-    outcome = system.run(folder)
+    try:
+        outcome = system.run(folder)
+    except LeavenError:
+        # What the user got wrong before anything was made must not stand in the way of the next try.
+        if is_main_process() and [path.name for path in folder.iterdir()] == [CONFIG]:
+            shutil.rmtree(folder)
+        raise
     if is_main_process():
         outcome.save(folder)
     return outcome

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from leaven.data.examples import Pair
 from leaven.evidence.arenas.code_corpus import CodeCorpus, open_corpus
@@ -64,6 +64,13 @@ class CodeConfig(SystemConfig):
     precision: str = Field("fp32", pattern="^(fp32|bf16|auto)$", description="arithmetic: fp32, bf16 or auto")
     parallel: str = Field("ddp", pattern="^(ddp|fsdp)$", description="several processes: replicated or sharded")
     scratch: bool = Field(True, description="also train without pre-training, at the same total budget")
+
+    @field_validator("budget", "pretrain", "finetune")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        if text:
+            Budget.parse(text)
+        return text
 
 
 C = TypeVar("C", bound=CodeConfig)

@@ -9,7 +9,13 @@ from functools import cache
 from typing import Any
 
 from leaven.data.code_tasks.generation import body_generation, refinement, style_translation
-from leaven.data.code_tasks.understanding import clone_detection, defect_detection, name_prediction, summarization
+from leaven.data.code_tasks.understanding import (
+    HIDDEN,
+    clone_detection,
+    defect_detection,
+    name_prediction,
+    summarization,
+)
 from leaven.data.examples import ClonePair, CodeExample, Labelled, Pair
 from leaven.data.schema import FIELDS
 from leaven.data.sources import kind_of, open_source
@@ -97,10 +103,13 @@ def _texts(predictions: Sequence[str], references: Sequence[str]) -> Figures:
     }
 
 
+# A name is asked for as pre-training asks for what it hid: the answer begins with the sentinel that stands for it.
+SENTINEL = HIDDEN.strip("<>")
+
 TASKS: dict[str, CodeTask] = {
     task.name: task
     for task in (
-        CodeTask("name", "name a function", "name python: ", "f1", _names, None, 16, name_prediction),
+        CodeTask("name", "name a function", "", "f1", _names, SENTINEL, 16, name_prediction),
         CodeTask(
             "summarize",
             "first line of the documentation",
