@@ -62,7 +62,7 @@ def test_what_is_missing_or_malformed_is_told(capsys, argv, says):
 
 
 def test_commands_that_exist_are_listed(capsys):
-    assert "there are bench, " in refused(capsys, "frobnicate")
+    assert "there are apply, bench, " in refused(capsys, "frobnicate")
     assert "--area, --help, --idea, --json" in refused(capsys, "list", "--frobnicate")
 
 

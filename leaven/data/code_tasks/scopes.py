@@ -60,10 +60,22 @@ def uses(function: FunctionNode, names: Sequence[str]) -> list[ast.Name]:
     return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
-def replaced(code: str, node: ast.expr, text: str) -> str:
-    """The code with other text in the place of a node that lies on one line."""
+def occurrences(function: FunctionNode, name: str) -> list[ast.Name | ast.arg]:
+    """Places that bind or read a name, in source order; none for a name that an `except` binds, which has no node."""
+    found: list[ast.Name | ast.arg] = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.ExceptHandler) and node.name == name:
+            return []
+        if (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.arg) and node.arg == name):
+            found.append(node)
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset))
+
+
+def replaced(code: str, node: ast.Name | ast.arg, text: str) -> str:
+    """The code with other text in the place of a name."""
     lines = code.split("\n")
     line = lines[node.lineno - 1].encode()
-    end = node.end_col_offset if node.end_col_offset is not None else node.col_offset
+    # Not the end of the node: a parameter ends after its annotation.
+    end = node.col_offset + len((node.id if isinstance(node, ast.Name) else node.arg).encode())
     lines[node.lineno - 1] = (line[: node.col_offset] + text.encode() + line[end:]).decode()
     return "\n".join(lines)

@@ -7,7 +7,15 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from leaven.data.code_tasks.scopes import FunctionNode, choices_of, local_names, parsed, replaced, uses
+from leaven.data.code_tasks.scopes import (
+    FunctionNode,
+    choices_of,
+    local_names,
+    occurrences,
+    parsed,
+    replaced,
+    uses,
+)
 from leaven.data.examples import ClonePair, CodeExample, Pair
 from leaven.data.languages import identifier_spans
 
@@ -30,6 +38,26 @@ def name_prediction(examples: Sequence[CodeExample]) -> list[Pair]:
             code = code[:start] + HIDDEN + code[end:]
         if spans:
             pairs.append(Pair(code, example.name))
+    return pairs
+
+
+def variable_naming(examples: Sequence[CodeExample]) -> list[Pair]:
+    """A function in which one local variable is replaced by a sentinel wherever it stands, to the variable's name.
+
+    Which variable depends on the function alone; it occurs at least twice. Attributes and keywords that are spelt alike
+    stay. Source: the de-obfuscation of arXiv 2102.07492, for one name.
+    """
+    pairs = []
+    for example, function in parsed(examples):
+        places = {name: occurrences(function, name) for name in local_names(function)}
+        often = [name for name, found in places.items() if len(found) > 1]
+        if not often:
+            continue
+        name = choices_of(example, "variable").choice(often)
+        code = example.code
+        for node in reversed(places[name]):
+            code = replaced(code, node, HIDDEN)
+        pairs.append(Pair(code, name))
     return pairs
 
 

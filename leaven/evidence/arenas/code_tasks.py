@@ -15,6 +15,7 @@ from leaven.data.code_tasks.understanding import (
     defect_detection,
     name_prediction,
     summarization,
+    variable_naming,
 )
 from leaven.data.examples import ClonePair, CodeExample, Labelled, Pair
 from leaven.data.schema import FIELDS
@@ -110,6 +111,7 @@ TASKS: dict[str, CodeTask] = {
     task.name: task
     for task in (
         CodeTask("name", "name a function", "", "f1", _names, SENTINEL, 16, name_prediction),
+        CodeTask("variable", "name a local variable", "", "f1", _names, SENTINEL, 16, variable_naming),
         CodeTask(
             "summarize",
             "first line of the documentation",

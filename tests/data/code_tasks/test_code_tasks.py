@@ -11,6 +11,7 @@ from leaven.data.code_tasks.understanding import (
     name_prediction,
     summarization,
     swapped_identifier,
+    variable_naming,
 )
 from leaven.data.examples import CodeExample
 from leaven.data.stdlib_code import stdlib_code
@@ -100,3 +101,17 @@ def test_bodies_and_summaries() -> None:
     assert [p.target for p in summarization([long, example("def f(): pass", docstring="Two words"), made])] == [
         "one two three four"
     ]
+
+
+def test_a_variable_is_hidden_in_all_its_places_and_nowhere_else(library: list[CodeExample]) -> None:
+    code = "def f(é: int, *, key=1):\n    é = é + o.é\n    return g(é, key=o.key)  # é\n"
+    (pair,) = variable_naming([example(code)])
+    assert pair.target == "é"
+    hidden = "<extra_id_0>"
+    assert pair.source == (
+        f"def f({hidden}: int, *, key=1):\n    {hidden} = {hidden} + o.é\n    return g({hidden}, key=o.key)  # é\n"
+    )
+    pairs = variable_naming(library)
+    assert len(pairs) > 500 and all(pair.source.count(hidden) > 1 for pair in pairs)
+    originals = {e.code for e in library}
+    assert all(pair.source.replace(hidden, pair.target) in originals for pair in pairs)
