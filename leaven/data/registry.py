@@ -10,7 +10,7 @@ from pathlib import Path
 from leaven.data import standard_sets as read
 from leaven.data.cache import cache_dir
 from leaven.data.downloads import download, offline, sha256_of
-from leaven.data.examples import ClonePair, Example, ExampleKind, Pair, TaggedTokens, Text
+from leaven.data.examples import ClonePair, CodeExample, Example, ExampleKind, Pair, TaggedTokens, Text
 from leaven.data.splits import Split, SplitName
 from leaven.errors import DataError
 
@@ -127,10 +127,10 @@ STANDARD_SETS: dict[str, StandardSet] = {
     for dataset in (
         StandardSet(
             name="java2cs",
-            what="Java to C# translation of functions (CodeXGLUE)",
+            what="Java to C# translation of functions (CodeXGLUE); also the functions themselves",
             licence="C-UDA",
             origin="microsoft/CodeXGLUE",
-            kinds=(Pair,),
+            kinds=(Pair, CodeExample),
             files={
                 "train": _java2cs(
                     "train",
@@ -149,7 +149,7 @@ STANDARD_SETS: dict[str, StandardSet] = {
                 ),
             },
             parts={"train": "train", "valid": "valid", "test": "test"},
-            read=read.aligned_lines,
+            read=read.java2cs,
         ),
         StandardSet(
             name="refine",

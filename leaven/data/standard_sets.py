@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from leaven.data.examples import ClonePair, Example, ExampleKind, Pair, TaggedTokens, Text
+from leaven.data.examples import ClonePair, CodeExample, Example, ExampleKind, Pair, TaggedTokens, Text
 from leaven.data.splits import SplitName, hash_share, hash_split
 from leaven.errors import DataError
 
@@ -22,6 +22,18 @@ def _lines(path: Path) -> list[str]:
 
 def _ninety_ten(key: str) -> SplitName:
     return "train" if hash_share(key) < 0.9 else "valid"
+
+
+def java2cs(paths: Paths, part: str, split: SplitName, kind: ExampleKind) -> list[Example]:
+    """`Pair` of a Java function and its C# translation, or every function of either language as `CodeExample`."""
+    if kind is not CodeExample:
+        return aligned_lines(paths, part, split, kind)
+    return [
+        CodeExample(line.strip(), language)
+        for path, language in zip(paths, ("java", "c_sharp"), strict=True)
+        for line in _lines(path)
+        if line.strip()
+    ]
 
 
 def aligned_lines(paths: Paths, part: str, split: SplitName, kind: ExampleKind) -> list[Example]:

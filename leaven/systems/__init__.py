@@ -55,7 +55,9 @@ def run(slug: str, *, out: str | Path | None = None, **options: Any) -> Outcome:
     """
     from leaven.systems.running import run_in
 
-    return run_in(find_system(slug).configured(**options), Path(out) if out is not None else Path("runs") / slug)
+    system = find_system(slug)
+    folder = Path(out) if out is not None else Path("runs") / slug
+    return run_in(system(system.Config(**options)), folder)
 
 
 def load(model: str | Path) -> Any:

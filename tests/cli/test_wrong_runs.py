@@ -90,7 +90,7 @@ def test_a_run_leaves_what_was_there_and_says_where_its_result_is(
     made = json.loads(capsys.readouterr().out)
     assert made["rows"][0][0] == "name" and (files / "mine" / "outcome.json").is_file()
     assert main(["run", "codet5", "--out", "mine"]) == 2
-    assert "dim was 16, is 96" in capsys.readouterr().err
+    assert "dim was 16, is 64" in capsys.readouterr().err
     assert main(["run", "--resume", "mine"]) == 0
     assert "outcome.json written" in capsys.readouterr().out
     assert main(["apply", "mine", "name", "good.py", "--json"]) == 0

@@ -36,21 +36,21 @@ class CodeConfig(SystemConfig):
     data: str = Field("stdlib-code", description="functions to learn from, such as code:DIR or jsonl:FILE")
     model: str = Field("", description="start from zoo:NAME, hf:ID or a folder; empty: from random weights")
     tasks: tuple[str, ...] = Field(
-        ("name", "defect", "summarize"), description="what to fine-tune for: task names, set:NAME, or jsonl:FILE"
+        ("variable", "clone", "summarize"), description="what to fine-tune for: task names, set:NAME, or jsonl:FILE"
     )
-    dim: int = Field(96, ge=8, le=4096, description="width of the model")
+    dim: int = Field(64, ge=8, le=4096, description="width of the model")
     depth: int = Field(2, ge=1, le=48, description="layers of the encoder, and of the decoder")
     heads: int = Field(4, ge=1, le=64, description="attention heads")
     vocab: int = Field(2048, ge=370, le=200_000, description="tokens of the byte-level BPE, specials included")
-    max_source: int = Field(96, ge=8, le=4096, description="longest input in tokens")
-    max_target: int = Field(48, ge=4, le=4096, description="longest target in tokens")
+    max_source: int = Field(64, ge=8, le=4096, description="longest input in tokens")
+    max_target: int = Field(32, ge=4, le=4096, description="longest target in tokens")
     budget: str = Field(
         "", description='of the whole training, such as "5min": 2/3 pre-training, the rest shared by the tasks'
     )
-    pretrain: str = Field("600 steps", description="budget of the pre-training; scratch spends it on fine-tuning")
-    finetune: str = Field("150 steps", description="budget of the fine-tuning for each task")
+    pretrain: str = Field("1500 steps", description="budget of the pre-training; scratch spends it on fine-tuning")
+    finetune: str = Field("300 steps", description="budget of the fine-tuning for each task")
     batch_size: int = Field(32, ge=2, le=4096, description="examples per step and process")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate of the pre-training")
+    learning_rate: float = Field(4e-3, gt=0, le=1, description="peak learning rate of the pre-training")
     finetune_rates: tuple[float, ...] = Field(
         (2e-3,), min_length=1, description="learning rates of the fine-tuning; the validation split picks one per task"
     )
