@@ -62,7 +62,7 @@ def apply(
     beams: int = typer.Option(5, min=1, max=50, help="Beams of the search."),
     as_json: bool = AsJson,
 ) -> None:
-    """Use a trained model: leaven apply zoo:code-t5 summarize FILE.py."""
+    """Use a trained model: leaven apply runs/codet5 summarize FILE.py."""
     from leaven.data.languages import language_of
     from leaven.systems.applying import apply_model
 

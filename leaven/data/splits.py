@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from leaven.errors import ConfigError
 
+T = TypeVar("T")
 SplitName = Literal["train", "valid", "test"]
 Split = Literal["train", "valid", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test", "all")
@@ -73,3 +74,11 @@ def sample_rates(sizes: Sequence[int], alpha: float = 0.7) -> list[float]:
     weights = [float(size) ** alpha for size in sizes]
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def some_by_hash(items: Sequence[T], most: int) -> list[T]:
+    """At most so many items, drawn by a hash of each, in their old order, so that no module crowds out the others."""
+    if len(items) <= most:
+        return list(items)
+    chosen = sorted(range(len(items)), key=lambda at: hash_share(repr(items[at])))[:most]
+    return [items[at] for at in sorted(chosen)]

@@ -54,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
             "multi_task": True,
             "scratch": False,
             "precision": "auto",
+            "train_limit": 20_000,
             "valid_limit": 150,
             "test_limit": 500,
         },

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaven.data.splits import assign_splits, check_split, hash_share, hash_split, sample_rates
+from leaven.data.splits import assign_splits, check_split, hash_share, hash_split, sample_rates, some_by_hash
 from leaven.errors import ConfigError
 
 
@@ -58,3 +58,13 @@ def test_rates_equal_the_closed_form():
 def test_bad_rates(sizes, alpha, says):
     with pytest.raises(ConfigError, match=says):
         sample_rates(sizes, alpha)
+
+
+def test_some_are_drawn_by_hash_in_their_old_order():
+    items = [f"item {n}" for n in range(500)]
+    some = some_by_hash(items, 100)
+    assert len(some) == 100 and some == sorted(some, key=items.index)
+    assert set(some_by_hash(items[:250], 250)) == set(items[:250])
+    # What is drawn of a part of the items is drawn whatever the others are.
+    assert set(some_by_hash(items, 50)) < set(some)
+    assert abs(sum(items.index(one) for one in some) / 100 - 250) < 50

@@ -58,6 +58,7 @@ class CodeConfig(SystemConfig):
     alpha: float = Field(0.7, ge=0, le=1, description="multi-task: a task of n examples is drawn as often as n^alpha")
     patience: int | None = Field(5, ge=1, description="multi-task: evaluations without gain that end a task")
     beams: int = Field(1, ge=1, le=50, description="beams of decoding when judging")
+    corpus_limit: int = Field(10_000_000, ge=1, description="most functions to pre-train on")
     train_limit: int = Field(1_000_000, ge=1, description="most labelled examples to fine-tune on, per task")
     valid_limit: int = Field(300, ge=1, description="most examples of a validation split")
     test_limit: int = Field(1000, ge=1, description="most examples of a test split")
@@ -88,6 +89,7 @@ class CodeSystem(System[C]):
         "batch_size": 8,
         "pretrain": "6 steps",
         "finetune": "4 steps",
+        "corpus_limit": 500,
         "train_limit": 200,
         "valid_limit": 8,
         "test_limit": 12,
@@ -196,7 +198,8 @@ class CodeSystem(System[C]):
     def corpus(self) -> CodeCorpus:
         """The functions to learn from; objectives corrupt before they cut, so they are kept longer than the input."""
         config = self.config
-        return open_corpus(config.data, vocab=config.vocab, longest=2 * config.max_source, model=config.model)
+        longest, most = 2 * config.max_source, config.corpus_limit
+        return open_corpus(config.data, vocab=config.vocab, longest=longest, most=most, model=config.model)
 
     def model(self, corpus: CodeCorpus) -> Any:
         """The model that is named, else a fresh T5 whose weights the seed decides."""

@@ -9,6 +9,7 @@ from typing import Any
 from leaven.data.examples import CodeExample
 from leaven.data.loader import Loader
 from leaven.data.sources import open_source
+from leaven.data.splits import some_by_hash
 from leaven.errors import DataError
 from leaven.modalities.code import NATURAL, collate_functions, encode_functions
 from leaven.modalities.code_tokenizer import CodeTokenizer
@@ -44,17 +45,18 @@ class CodeCorpus:
 
 
 @cache
-def open_corpus(spec: str, *, vocab: int, longest: int, model: str = "") -> CodeCorpus:
+def open_corpus(spec: str, *, vocab: int, longest: int, most: int = 10_000_000, model: str = "") -> CodeCorpus:
     """Functions of the train split of a source, encoded; once per process.
 
     Args:
         vocab: size of the tokenizer to train on them, where no model brings one.
+        most: functions to keep; which depends on each function alone.
         longest: tokens kept of a function (objectives corrupt before they cut, so more than the model reads).
         model: name of a model whose tokenizer to use.
 
     Raises: DataError for unusable data; ModelError when the model has no tokenizer for code.
     """
-    examples = open_source(spec, CodeExample, split="train").examples
+    examples = some_by_hash(open_source(spec, CodeExample, split="train").examples, most)
     if model:
         tokenizer = load_model_and_tokenizer(model).tokenizer
         assert isinstance(tokenizer, CodeTokenizer)

@@ -20,7 +20,7 @@ from leaven.data.code_tasks.understanding import (
 from leaven.data.examples import ClonePair, CodeExample, Labelled, Pair
 from leaven.data.schema import FIELDS
 from leaven.data.sources import kind_of, open_source
-from leaven.data.splits import Split, hash_share
+from leaven.data.splits import Split, some_by_hash
 from leaven.errors import ConfigError, DataError
 from leaven.evidence.selection import Sealed
 from leaven.evidence.system import Figures
@@ -200,7 +200,9 @@ def open_task(name: str, source: str, *, limits: tuple[int, int, int] = (1_000_0
     """
     if name in TASKS:
         task = TASKS[name]
-        splits: dict[Split, list[Any]] = {split: _made(name, source, split) for split in _SPLITS}
+        splits: dict[Split, list[Any]] = {
+            split: _made(name, source, split, most) for split, most in zip(_SPLITS, limits, strict=True)
+        }
     elif name.startswith("set:") and name.removeprefix("set:") in _PAIR_SETS:
         spec = name.removeprefix("set:")
         task = _PAIR_SETS[spec]
@@ -217,26 +219,21 @@ def open_task(name: str, source: str, *, limits: tuple[int, int, int] = (1_000_0
             raise DataError(f"task {name!r}: the {split} split of {source} has no example for it")
     return TaskData(
         task,
-        _some(splits["train"], limits[0]),
-        _some(splits["valid"], limits[1]),
-        Sealed(_some(splits["test"], limits[2]), f"task {name!r}"),
+        some_by_hash(splits["train"], limits[0]),
+        some_by_hash(splits["valid"], limits[1]),
+        Sealed(some_by_hash(splits["test"], limits[2]), f"task {name!r}"),
     )
 
 
 @cache
-def _made(name: str, source: str, split: Split) -> list[Any]:
-    """Pairs made from functions, once per process: arms and seeds share them."""
+def _made(name: str, source: str, split: Split, most: int) -> list[Any]:
+    """Pairs made from functions, once per process: arms and seeds share them.
+
+    Of a large source no more functions are looked at than so many pairs are likely to need.
+    """
     make = TASKS[name].make
     assert make is not None
-    return list(make(open_source(source, CodeExample, split=split).examples))
-
-
-def _some(pairs: list[Any], most: int) -> list[Any]:
-    """At most so many pairs, drawn by a hash, in their old order: those of one module do not crowd out the others."""
-    if len(pairs) <= most:
-        return pairs
-    chosen = sorted(range(len(pairs)), key=lambda at: hash_share(repr(pairs[at])))[:most]
-    return [pairs[at] for at in sorted(chosen)]
+    return list(make(some_by_hash(open_source(source, CodeExample, split=split).examples, max(8 * most, 4000))))
 
 
 _SPLITS: tuple[Split, ...] = ("train", "valid", "test")
