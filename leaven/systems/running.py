@@ -21,15 +21,8 @@ def run_in(system: System[Any], folder: Path) -> Outcome:
     Raises: ConfigError when the folder holds a run of another system or configuration, or something else.
     """
     now = {"system": system.slug, "config": system.config.model_dump(mode="json")}
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: give a folder with --out")
-    if (folder / CONFIG).is_file():
-        _check_same(read_run(folder), now, folder)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and holds no run of leaven: give another folder with --out")
-    elif is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, now)
+    if is_main_process():
+        _claim_folder(folder, now)
     try:
         outcome = system.run(folder)
     except LeavenError:
@@ -40,6 +33,18 @@ def run_in(system: System[Any], folder: Path) -> Outcome:
     if is_main_process():
         outcome.save(folder)
     return outcome
+
+
+def _claim_folder(folder: Path, now: dict[str, Any]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: give a folder with --out")
+    if (folder / CONFIG).is_file():
+        _check_same(read_run(folder), now, folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no run of leaven: give another folder with --out")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, now)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
@@ -163,4 +164,7 @@ def fill(target: Tensor, source: Tensor, name: str) -> None:
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes: rank 0, or the only one."""
-    return not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    # Before the first training the launcher's word is all there is.
+    return os.environ.get("RANK", "0") == "0"

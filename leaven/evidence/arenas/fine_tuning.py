@@ -39,6 +39,7 @@ from leaven.objectives.sequence_to_sequence import SequenceToSequence
 from leaven.training.budgets import Budget
 from leaven.training.checkpoint import replaced
 from leaven.training.config import TrainingConfig
+from leaven.training.distributed import is_main_process
 from leaven.training.loop import FitResult, fit
 
 Weights = dict[str, Tensor]
@@ -214,7 +215,7 @@ class BestPerTask:
         return figures
 
     def _keep(self) -> None:
-        if self.folder is None:
+        if self.folder is None or not is_main_process():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, weights in self.weights.items():
