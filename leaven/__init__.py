@@ -1,6 +1,6 @@
 """leaven: pre-training, adapting, merging, retrieving and generating, from 106 papers in one library.
 
-`leaven.run`, `leaven.load` and `leaven.compare` mirror the command line; `leaven.catalog` says which systems exist.
+`leaven.run`, `leaven.apply`, `leaven.load` and `leaven.compare` mirror the command line; `leaven.catalog` says which systems exist.
 Nothing is imported before it is asked for, so that `import leaven` costs nothing.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"run": "leaven.systems", "load": "leaven.systems", "compare": "leaven.systems"}
+_PUBLIC = {"run": "leaven.systems", "load": "leaven.systems", "apply": "leaven.systems", "compare": "leaven.systems"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import import_module
+from typing import Any
 
 import typer
 
@@ -79,8 +81,9 @@ def info(
     """Show all about one system."""
     one = card(slug)
     its = status(one.slug)
+    how = _how(one.slug) if its.built else {}
     if as_json:
-        print_json(_row(one, its))
+        print_json({**_row(one, its), **how})
         return
     paper = f"arXiv {one.arxiv}" if one.arxiv else "no preprint"
     rows: list[tuple[str, object]] = [
@@ -104,3 +107,15 @@ def info(
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+    if how:
+        print(f"\noptions, as in `leaven run {one.slug} seed=1`; arms to compare: {', '.join(how['arms'])}")
+        columns = ("option", "type", "default", "bounds", "what it is")
+        print_table(columns, [tuple(option.values()) for option in how["options"]], wrap=True)
+
+
+def _how(slug: str) -> dict[str, list[Any]]:
+    """The options and arms of a system that is built."""
+    from leaven.cli.overrides import describe_config
+
+    system = import_module("leaven.systems").find_system(slug)
+    return {"options": [asdict(option) for option in describe_config(system.Config)], "arms": list(system.arms)}

@@ -67,6 +67,13 @@ def load(model: str | Path) -> Any:
     return load_model_and_tokenizer(model)
 
 
+def apply(model: str | Path, task: str, text: str, **options: Any) -> list[dict[str, str]]:
+    """Use a trained model on an input; see `leaven.systems.applying.apply_model`."""
+    from leaven.systems.applying import apply_model
+
+    return apply_model(str(model), task, text, **options)
+
+
 def compare(*specs: str, **options: Any) -> Any:
     """Systems, `SLUG` or `SLUG:ARM`, on the same data; see `leaven.evidence.compare`."""
     from leaven.evidence.compare import compare as compare_classes
