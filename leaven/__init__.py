@@ -1,7 +1,7 @@
 """leaven: pre-training, adapting, merging, retrieving and generating, from 106 papers in one library.
 
-`leaven.run`, `leaven.apply`, `leaven.load` and `leaven.compare` mirror the command line; `leaven.catalog` says which systems exist.
-Nothing is imported before it is asked for, so that `import leaven` costs nothing.
+`leaven.run`, `leaven.apply`, `leaven.load` and `leaven.compare` mirror the command line; `leaven.catalog` says which
+systems exist. Nothing is imported before it is asked for, so that `import leaven` costs nothing.
 """
 
 from importlib import import_module

@@ -11,11 +11,11 @@ def test_the_catalogue_is_reached_from_the_package():
 
 
 def test_public_names_are_listed():
-    assert {"run", "load", "compare", "catalog", "__version__"} <= set(dir(leaven))
+    assert {"run", "load", "apply", "compare", "catalog", "__version__"} <= set(dir(leaven))
 
 
 def test_an_unknown_name_says_which_exist():
-    with pytest.raises(AttributeError, match="catalog, run, load, compare"):
+    with pytest.raises(AttributeError, match="catalog, run, load, apply, compare"):
         leaven.rum  # noqa: B018
 
 
