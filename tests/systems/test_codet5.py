@@ -19,7 +19,7 @@ from leaven.systems.running import run_in
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     tasks = ("name", "summarize", "clone")
-    run_in(CodeT5.configured(smoke=True, dual=0.4, tasks=tasks), folder)
+    run_in(CodeT5.configured(smoke=True, scratch=True, dual=0.4, tasks=tasks), folder)
     return folder
 
 
@@ -37,10 +37,12 @@ def test_the_whole_path_gives_a_table_samples_curves_and_models(finished: Path) 
 
 def test_a_finished_or_interrupted_run_is_gone_on_in(finished: Path) -> None:
     before = json.loads((finished / "outcome.json").read_text())
-    again = run_in(CodeT5.configured(smoke=True, dual=0.4, tasks=("name", "summarize", "clone")), finished)
+    again = run_in(
+        CodeT5.configured(smoke=True, scratch=True, dual=0.4, tasks=("name", "summarize", "clone")), finished
+    )
     assert again.rows == before["rows"]
     with pytest.raises(ConfigError, match=r"dual was 0.4, is 0.5"):
-        run_in(CodeT5.configured(smoke=True, dual=0.5, tasks=("name", "summarize", "clone")), finished)
+        run_in(CodeT5.configured(smoke=True, scratch=True, dual=0.5, tasks=("name", "summarize", "clone")), finished)
 
 
 @pytest.mark.parametrize("task", ["name", "summarize"])
@@ -80,17 +82,13 @@ def test_the_objectives_alternate_and_are_never_summed(tmp_path: Path) -> None:
 
 
 def test_a_model_of_ones_own_is_gone_on_from(finished: Path, tmp_path: Path) -> None:
-    system = CodeT5.configured(
-        smoke=True, model=str(finished / "pretrained"), objectives=(), tasks=("defect",), scratch=False
-    )
+    system = CodeT5.configured(smoke=True, model=str(finished / "pretrained"), objectives=(), tasks=("defect",))
     outcome = run_in(system, tmp_path / "own")
     assert outcome.rows[0][0] == "defect"
 
 
 def test_multi_task_draws_by_size_to_the_alpha_and_keeps_the_best_of_each(tmp_path: Path) -> None:
-    system = CodeT5.configured(
-        smoke=True, multi_task=True, scratch=False, tasks=("name", "generate"), finetune="10 steps", patience=2
-    )
+    system = CodeT5.configured(smoke=True, multi_task=True, tasks=("name", "generate"), finetune="10 steps", patience=2)
     outcome = run_in(system, tmp_path / "together")
     assert outcome.artefacts["all tasks"] == "all-tasks"
     assert [row[0] for row in outcome.rows] == ["name", "generate"]

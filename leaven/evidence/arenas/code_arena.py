@@ -64,7 +64,7 @@ class CodeConfig(SystemConfig):
     test_limit: int = Field(1000, ge=1, description="most examples of a test split")
     precision: str = Field("fp32", pattern="^(fp32|bf16|auto)$", description="arithmetic: fp32, bf16 or auto")
     parallel: str = Field("ddp", pattern="^(ddp|fsdp)$", description="several processes: replicated or sharded")
-    scratch: bool = Field(True, description="also train without pre-training, at the same total budget")
+    scratch: bool = Field(False, description="also train without pre-training at the same total budget, to compare")
 
     @field_validator("budget", "pretrain", "finetune")
     @classmethod
