@@ -87,7 +87,7 @@ def test_a_model_of_ones_own_is_gone_on_from(finished: Path, tmp_path: Path) -> 
     assert outcome.rows[0][0] == "defect"
 
 
-def test_multi_task_draws_by_size_to_the_alpha_and_keeps_the_best_of_each(tmp_path: Path) -> None:
+def test_multi_task_keeps_the_best_weights_of_each_task(tmp_path: Path) -> None:
     system = CodeT5.configured(smoke=True, multi_task=True, tasks=("name", "generate"), finetune="10 steps", patience=2)
     outcome = run_in(system, tmp_path / "together")
     assert outcome.artefacts["all tasks"] == "all-tasks"
