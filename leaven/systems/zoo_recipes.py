@@ -45,7 +45,7 @@ RECIPES: dict[str, Recipe] = {
             "vocab": 7168,
             "max_source": 192,
             "max_target": 96,
-            "pretrain": "6000 steps",
+            "pretrain": "4000 steps",
             "dual": 0.2,
             "learning_rate": 2e-3,
             "finetune": "300 steps",

@@ -32,10 +32,14 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    learning_rate: float = Field(1e-3, gt=0, le=100, description="peak learning rate of AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon for the matrices of the model's blocks and AdamW for the rest"
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled weight decay")
     decay_vectors: bool = Field(False, description="decay biases, norm scales and other one-dimensional parameters too")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW decay rates of the moments, each in [0, 1)")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon decay rate of the momentum")
     eps: float = Field(1e-8, gt=0, le=1, description="AdamW term added to the denominator")
     lr_factors: dict[str, float] = Field(
         default_factory=dict,

@@ -24,6 +24,7 @@ from leaven.training.ema import WeightAverage
 from leaven.training.flops import FlopMeter
 from leaven.training.guard import Guard
 from leaven.training.metrics_log import MetricsLog, Record
+from leaven.training.muon import hidden_matrices
 from leaven.training.parameter_groups import build_optimizer, parameter_groups
 from leaven.training.precision import Precision, arithmetic, faster_precision
 from leaven.training.progress import ProgressBar
@@ -109,7 +110,9 @@ class _Run:
         seed_global_generators(mix(config.seed, self.workers.rank))
         self.original = TrainingStep(model, objective)
         trained, self.call = self.workers.share_out(self.original)
-        groups = parameter_groups([(name.removeprefix("model."), p) for name, p in trained.named_parameters()], config)
+        named = [(name.removeprefix("model."), p) for name, p in trained.named_parameters()]
+        matrices = {name.removeprefix("model."): parts for name, parts in hidden_matrices(trained).items()}
+        groups = parameter_groups(named, config, matrices)
         self.parameters = [p for group in groups for p in group["params"]]
         share = getattr(data, "set_shard", None)
         if share is not None:

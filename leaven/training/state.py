@@ -23,8 +23,6 @@ from leaven.training.randomness import global_rng_state, set_global_rng_state
 from leaven.training.schedules import Schedule
 from leaven.training.stream import DataStream
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
 
 @dataclass
 class RunState:
@@ -108,14 +106,15 @@ class RunState:
         state = saved.state()
         self._check_same_run(state, saved.path)
         self.load_weights(saved)
-        moments = saved.tensors("optimizer") or {}
-        for name, parameter in self._named_parameters():
-            if f"step.{name}" not in moments:
-                continue
-            made = {key: torch.zeros_like(parameter) for key in _MOMENTS[1:]}
-            for key, target in made.items():
-                fill(target, moments[f"{key}.{name}"], f"{key} of {name}")
-            self.optimizer.state[parameter] = {"step": moments[f"step.{name}"].to(parameter.device), **made}
+        parameters = dict(self._named_parameters())
+        for label, value in (saved.tensors("optimizer") or {}).items():
+            key, _, name = label.partition(".")
+            parameter = parameters[name]
+            if key == "step":
+                self.optimizer.state[parameter][key] = value.to(parameter.device)
+            else:
+                self.optimizer.state[parameter][key] = torch.zeros_like(parameter)
+                fill(self.optimizer.state[parameter][key], value, f"{key} of {name}")
         if self.average is not None:
             average = saved.tensors("average") or {}
             for name, tensor in self.average.average.items():

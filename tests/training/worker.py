@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> None:
         log_every=1,
         ema=0.9,
         parallel=options.get("parallel", "ddp"),
+        optimizer="muon",
         learning_rate=0.003,
         progress=False,
     )
