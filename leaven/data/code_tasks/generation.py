@@ -28,7 +28,7 @@ def body_generation(examples: Sequence[CodeExample]) -> list[Pair]:
     return pairs
 
 
-class _LoopsForComprehensions(ast.NodeTransformer):
+class LoopsForComprehensions(ast.NodeTransformer):
     """`x = [e for i in s if c]` and `return [e for ...]` as a loop that appends."""
 
     changed = False
@@ -46,6 +46,7 @@ class _LoopsForComprehensions(ast.NodeTransformer):
         return [*ast.parse(f"{name} = []").body, *body]
 
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | list[ast.stmt]:
+        """A list that gets a name."""
         plain = len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
         if plain and isinstance(node.value, ast.ListComp) and not _awaits(node.value):
             name = node.targets[0].id  # type: ignore[attr-defined]
@@ -55,6 +56,7 @@ class _LoopsForComprehensions(ast.NodeTransformer):
         return node
 
     def visit_Return(self, node: ast.Return) -> ast.stmt | list[ast.stmt]:
+        """A list that is returned, by way of the name `result`."""
         if isinstance(node.value, ast.ListComp) and not _awaits(node.value):
             names = {inner.id for inner in ast.walk(node.value) if isinstance(inner, ast.Name)}
             if "result" not in names:
@@ -67,12 +69,13 @@ def _awaits(node: ast.ListComp) -> bool:
     return asynchronous or any(isinstance(inner, ast.Await | ast.NamedExpr | ast.Yield) for inner in ast.walk(node))
 
 
-class _FormatForFStrings(ast.NodeTransformer):
+class FormatForFStrings(ast.NodeTransformer):
     """`f"{x!r:>5} y"` as `"{!r:>5} y".format(x)`, where no format holds another value."""
 
     changed = False
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:
+        """One f-string."""
         text, values = "", []
         for part in node.values:
             if isinstance(part, ast.Constant):
@@ -101,7 +104,7 @@ def style_translation(examples: Sequence[CodeExample]) -> list[Pair]:
     pairs = []
     for _, function in parsed(examples):
         before = ast.unparse(function)
-        loops, formats = _LoopsForComprehensions(), _FormatForFStrings()
+        loops, formats = LoopsForComprehensions(), FormatForFStrings()
         tree = formats.visit(loops.visit(function))
         if loops.changed or formats.changed:
             pairs.append(Pair(before, ast.unparse(ast.fix_missing_locations(tree))))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from leaven.data.code_tasks.desugaring import desugaring
 from leaven.data.code_tasks.generation import body_generation, refinement, style_translation
 from leaven.data.code_tasks.understanding import (
     HIDDEN,
@@ -152,6 +153,16 @@ TASKS: dict[str, CodeTask] = {
             "python",
             256,
             style_translation,
+        ),
+        CodeTask(
+            "desugar",
+            "a statement without shorthand",
+            "desugar python: ",
+            "exact",
+            _code("python"),
+            "python",
+            96,
+            desugaring,
         ),
         CodeTask(
             "refine",
