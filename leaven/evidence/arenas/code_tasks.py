@@ -214,6 +214,10 @@ def open_task(name: str, source: str, *, limits: tuple[int, int, int] = (1_000_0
         splits: dict[Split, list[Any]] = {
             split: _made(name, source, split, most) for split, most in zip(_SPLITS, limits, strict=True)
         }
+        # Different functions may hold the same statement.
+        seen = set(splits["train"])
+        for split in ("valid", "test"):
+            splits[split] = [pair for pair in splits[split] if pair not in seen]
     elif name.startswith("set:") and name.removeprefix("set:") in _PAIR_SETS:
         spec = name.removeprefix("set:")
         task = _PAIR_SETS[spec]
