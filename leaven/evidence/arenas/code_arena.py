@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from leaven.data.examples import Pair
 from leaven.evidence.arenas.code_corpus import CodeCorpus, open_corpus
@@ -28,6 +28,7 @@ from leaven.training.config import TrainingConfig
 from leaven.training.distributed import is_main_process
 
 Curves = dict[str, list[dict[str, Any]]]
+_ALL = 1_000_000
 
 
 class CodeConfig(SystemConfig):
@@ -36,14 +37,14 @@ class CodeConfig(SystemConfig):
     data: str = Field("stdlib-code", description="functions to learn from, such as code:DIR or jsonl:FILE")
     model: str = Field("", description="start from zoo:NAME, hf:ID or a folder; empty: from random weights")
     tasks: tuple[str, ...] = Field(
-        ("variable", "clone", "summarize"), description="what to fine-tune for: task names, set:NAME, or jsonl:FILE"
+        ("desugar", "clone", "summarize"), description="what to fine-tune for: task names, set:NAME, or jsonl:FILE"
     )
     dim: int = Field(64, ge=8, le=4096, description="width of the model")
     depth: int = Field(2, ge=1, le=48, description="layers of the encoder, and of the decoder")
     heads: int = Field(4, ge=1, le=64, description="attention heads")
     vocab: int = Field(2048, ge=370, le=200_000, description="tokens of the byte-level BPE, specials included")
     max_source: int = Field(64, ge=8, le=4096, description="longest input in tokens")
-    max_target: int = Field(32, ge=4, le=4096, description="longest target in tokens")
+    max_target: int = Field(48, ge=4, le=4096, description="longest target in tokens")
     budget: str = Field(
         "", description='of the whole training, such as "5min": 2/3 pre-training, the rest shared by the tasks'
     )
@@ -59,7 +60,9 @@ class CodeConfig(SystemConfig):
     patience: int | None = Field(5, ge=1, description="multi-task: evaluations without gain that end a task")
     beams: int = Field(1, ge=1, le=50, description="beams of decoding when judging")
     corpus_limit: int = Field(10_000_000, ge=1, description="most functions to pre-train on")
-    train_limit: int = Field(1_000_000, ge=1, description="most labelled examples to fine-tune on, per task")
+    train_limit: PositiveInt | dict[str, PositiveInt] = Field(
+        _ALL, description="most labelled examples to fine-tune on, of every task, or by task"
+    )
     valid_limit: int = Field(300, ge=1, description="most examples of a validation split")
     test_limit: int = Field(1000, ge=1, description="most examples of a test split")
     precision: str = Field("fp32", pattern="^(fp32|bf16|auto)$", description="arithmetic: fp32, bf16 or auto")
@@ -214,9 +217,11 @@ class CodeSystem(System[C]):
     def trainers(self, corpus: CodeCorpus) -> dict[str, TaskTrainer]:
         """Every task's data and training."""
         config = self.config
-        limits = (config.train_limit, config.valid_limit, config.test_limit)
+        most = config.train_limit
         trainers = {}
         for name in config.tasks:
+            labelled = most if isinstance(most, int) else most.get(name, _ALL)
+            limits = (labelled, config.valid_limit, config.test_limit)
             data = open_task(name, config.data, limits=limits)
             form = data.task.form(config.max_source, config.max_target)
             trainers[name] = trainer_for(data, corpus.tokenizer, form, batch_size=config.batch_size)
