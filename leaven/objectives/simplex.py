@@ -15,7 +15,7 @@ def simplex_vertices(slots: int) -> Tensor:
     """Unit vectors (slots, slots - 1) of which any two have the cosine -1 / (slots - 1).
 
     Raises: ConfigError for fewer than 2 slots.
-    Source: arXiv 2405.02581 section 3.2; `dsimplex` of the official code.
+    Source: arXiv 2405.02581; `dsimplex` of the official code.
     """
     if slots < 2:
         raise ConfigError(f"a simplex of {slots} slots; expected at least 2")
@@ -36,7 +36,7 @@ class SimplexHead(nn.Module):
 
     Shapes: features (batch, slots - 1) -> logits (batch, slots).
     Raises: ConfigError for fewer than 2 slots; ModelError for features of another width.
-    Source: arXiv 2405.02581 section 3.2.
+    Source: arXiv 2405.02581.
     """
 
     vertices: Tensor
