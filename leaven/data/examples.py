@@ -69,8 +69,24 @@ class TaggedTokens:
     tags: tuple[str, ...]
 
 
-Example = CodeExample | Pair | Labelled | ClonePair | Text | TaggedTokens
-ExampleKind = type[CodeExample] | type[Pair] | type[Labelled] | type[ClonePair] | type[Text] | type[TaggedTokens]
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """An image file and the name of its class."""
+
+    path: str
+    label: str
+
+
+Example = CodeExample | Pair | Labelled | ClonePair | Text | TaggedTokens | LabelledImage
+ExampleKind = (
+    type[CodeExample]
+    | type[Pair]
+    | type[Labelled]
+    | type[ClonePair]
+    | type[Text]
+    | type[TaggedTokens]
+    | type[LabelledImage]
+)
 KINDS: dict[str, ExampleKind] = {
     "code": CodeExample,
     "pair": Pair,
@@ -78,4 +94,5 @@ KINDS: dict[str, ExampleKind] = {
     "clone": ClonePair,
     "text": Text,
     "tagged": TaggedTokens,
+    "image": LabelledImage,
 }

@@ -12,6 +12,7 @@ from leaven.data.examples import (
     Example,
     ExampleKind,
     Labelled,
+    LabelledImage,
     Pair,
     TaggedTokens,
     Text,
@@ -169,6 +170,8 @@ def split_key(example: Example) -> str:
             return f"{example.first}\0{example.second}"
         case TaggedTokens(tokens=tokens):
             return "\0".join(tokens)
+        case LabelledImage(path=path):
+            return path
 
 
 _INFERRED: tuple[tuple[frozenset[str], ExampleKind], ...] = (
@@ -189,7 +192,7 @@ def infer_kind(names: Iterable[str], where: str) -> ExampleKind:
     for needed, kind in _INFERRED:
         if needed <= present:
             return kind
-    known = ", ".join(f"{FIELDS[kind]} for {name}" for name, kind in KINDS.items())
+    known = ", ".join(f"{FIELDS[kind]} for {name}" for name, kind in KINDS.items() if kind in FIELDS)
     raise DataError(
         f"{where}: no kind of example has the fields {', '.join(sorted(present)) or '(none)'}; known are {known}. "
         "Rename columns with ?field=column, for example jsonl:FILE?source=nl&target=code"

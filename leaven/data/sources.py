@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from leaven.data.downloads import offline
-from leaven.data.examples import KINDS, CodeExample, Example, ExampleKind, Text
+from leaven.data.examples import KINDS, CodeExample, Example, ExampleKind, LabelledImage, Text
 from leaven.data.grammars import language_of
 from leaven.data.ledger import Ledger
 from leaven.data.readers.code_folder import code_files, read_code
 from leaven.data.readers.csv_file import read_csv
 from leaven.data.readers.hub import hub_rows, hub_split, load_hub
+from leaven.data.readers.image_folder import read_image_folder
 from leaven.data.readers.jsonl_file import read_jsonl
 from leaven.data.readers.parquet_file import read_parquet
 from leaven.data.readers.paths import existing_file, existing_path
@@ -40,14 +41,17 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
+_OF_ROWS = tuple(kind for kind in KINDS.values() if kind is not LabelledImage)
 SCHEMES: dict[str, tuple[str, tuple[ExampleKind, ...]]] = {
     "code": ("code:DIR, functions of source files in eight languages", (CodeExample, Text)),
     "text": ("text:DIR or text:FILE, paragraphs of text files", (Text,)),
-    "jsonl": ("jsonl:FILE, one JSON object a line", tuple(KINDS.values())),
-    "csv": ("csv:FILE, comma- or tab-separated with a header line", tuple(KINDS.values())),
-    "parquet": ("parquet:FILE, a parquet table (extra: parquet)", tuple(KINDS.values())),
-    "hf": ("hf:NAME or hf:NAME:CONFIGURATION, a data set of the Hugging Face hub (extra: hub)", tuple(KINDS.values())),
+    "imagefolder": ("imagefolder:DIR, one folder of images per class", (LabelledImage,)),
+    "jsonl": ("jsonl:FILE, one JSON object a line", _OF_ROWS),
+    "csv": ("csv:FILE, comma- or tab-separated with a header line", _OF_ROWS),
+    "parquet": ("parquet:FILE, a parquet table (extra: parquet)", _OF_ROWS),
+    "hf": ("hf:NAME or hf:NAME:CONFIGURATION, a data set of the Hugging Face hub (extra: hub)", _OF_ROWS),
 }
+_OF_FOLDERS = ("code", "text", "imagefolder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ def _unknown(spec: str) -> ConfigError:
     hint = ""
     path = Path(spec).expanduser()
     if path.is_dir():
-        hint = f" {spec!r} is a folder: code:{spec} reads its sources, text:{spec} its text files."
+        readers = f"code:{spec} reads its sources, text:{spec} its text files, imagefolder:{spec} its images"
+        hint = f" {spec!r} is a folder: {readers}."
     elif path.is_file():
         by_suffix = {suffix: scheme for scheme, suffixes in SUFFIXES.items() for suffix in suffixes}
         by_suffix.update(dict.fromkeys(TEXT_SUFFIXES, "text"))
@@ -229,8 +234,8 @@ def open_source(
     """Examples of one kind from an embedded or standard name, or from the user's data as `scheme:argument`.
 
     Args:
-        spec: `stdlib-code`, a standard name such as `java2cs`, or `code:DIR`, `text:DIR`, `jsonl:FILE`, `csv:FILE`,
-            `parquet:FILE`, `hf:NAME`; row formats take `?field=column&...` to rename columns.
+        spec: `stdlib-code`, a standard name such as `java2cs`, or `code:DIR`, `text:DIR`, `imagefolder:DIR`,
+            `jsonl:FILE`, `csv:FILE`, `parquet:FILE`, `hf:NAME`; row formats take `?field=column&...` to rename columns.
         kind: a class of `leaven.data.examples`.
         split: `train`, `valid`, `test` or `all`. The user's data without splits are divided 80/10/10 by a hash of the
             input (folders: of the file), the same on every machine.
@@ -255,6 +260,9 @@ def open_source(
         whole = True
         if scheme in ("code", "text"):
             keyed = list(_folder(scheme, spec, argument, wanted, ledger))
+        elif scheme == "imagefolder":
+            images, whole = read_image_folder(spec, existing_path(spec, argument), split, ledger)
+            keyed = list[tuple[str, Example]](images)
         else:
             rows, renamed, whole = _own_rows(scheme, spec, argument, split, ledger)
             keyed = list(_typed((_rename(row, renamed) for row in rows), wanted, ledger, classes))
@@ -289,7 +297,7 @@ def kind_of(spec: str) -> ExampleKind:
     scheme, colon, argument = spec.partition(":")
     if not colon or scheme not in SCHEMES:
         raise _unknown(spec)
-    if scheme in ("code", "text"):
+    if scheme in _OF_FOLDERS:
         return SCHEMES[scheme][1][0]
     rows, renamed, _ = _own_rows(scheme, spec, argument, "all", Ledger(spec))
     first = next(rows, None)
@@ -317,10 +325,14 @@ def check_source(
         return ledger
     if not colon or scheme not in SCHEMES:
         raise _unknown(spec)
-    if scheme in ("code", "text"):
+    if scheme in _OF_FOLDERS:
         found = kind or SCHEMES[scheme][1][0]
         _refuse(spec, found, SCHEMES[scheme][1])
-        ledger.good(sum(1 for _ in _folder(scheme, spec, argument, found, ledger)))
+        if scheme == "imagefolder":
+            images, _ = read_image_folder(spec, existing_path(spec, argument), "all", ledger)
+            ledger.good(len(images))
+        else:
+            ledger.good(sum(1 for _ in _folder(scheme, spec, argument, found, ledger)))
         return ledger
     rows, renamed, _ = _own_rows(scheme, spec, argument, "all", ledger)
     rows = (_rename(row, renamed) for row in rows)
