@@ -42,3 +42,9 @@ class PatchEmbedding(nn.Module):
         patches = self.proj(pixel_values).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1) + self.positions
         return Tokens(self.norm(x) if self.norm is not None else x)
+
+
+def pixel_values(images: Tensor) -> Tensor:
+    """Images (batch, channels, height, width) uint8, or float in [0, 1], as leaven's own models read them: [-1, 1]."""
+    floating = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return floating * 2 - 1

@@ -20,12 +20,14 @@ from leaven.models.saved import WEIGHTS, read_manifest, save_model
 from leaven.models.zoo import SHIPPED
 from leaven.systems import find_system
 from leaven.systems.running import run_in
+from leaven.systems.zoo_made import Made
+from leaven.systems.zoo_vision import mini_vit
 
 LARGEST_BYTES = 12_000_000
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SystemRecipe:
     """A system with its options, and which of the models that it makes is shipped."""
 
     system: str
@@ -33,9 +35,35 @@ class Recipe:
     artefact: str
     what: str
 
+    def make(self, work: Path) -> Made:
+        """Run the system in its folder, or go on there."""
+        outcome = run_in(find_system(self.system).configured(**self.options), work)
+        source = work / outcome.artefacts[self.artefact]
+        loaded = load_model_and_tokenizer(source)
+        return Made(
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            extra=read_manifest(source)["extra"],
+            data=_functions(self.options["data"]),
+            results=[dict(zip(outcome.columns, row, strict=True)) for row in outcome.rows],
+            seconds=outcome.timings,
+        )
 
-RECIPES: dict[str, Recipe] = {
-    "code-t5": Recipe(
+
+@dataclass(frozen=True)
+class VisionRecipe:
+    """Options of `mini_vit`."""
+
+    options: dict[str, Any]
+    what: str
+
+    def make(self, work: Path) -> Made:
+        """Train in the folder, or go on there."""
+        return mini_vit(work, **self.options)
+
+
+RECIPES: dict[str, SystemRecipe | VisionRecipe] = {
+    "code-t5": SystemRecipe(
         system="codet5",
         options={
             "data": "installed-code",
@@ -58,9 +86,25 @@ RECIPES: dict[str, Recipe] = {
             "valid_limit": 150,
             "test_limit": 500,
         },
-        artefact="all-tasks",
+        artefact="all tasks",
         what="a small CodeT5 for Python: pre-trained with all its objectives, then on six tasks with control codes",
-    )
+    ),
+    "mini-vit": VisionRecipe(
+        options={
+            "dim": 96,
+            "depth": 6,
+            "heads": 4,
+            "patch": 4,
+            "scenes": 20_000,
+            "per_letter": 200,
+            "crops": 6000,
+            "pretrain": "6000 steps",
+            "label": "3000 steps",
+            "batch_size": 64,
+            "seed": 0,
+        },
+        what="a small image encoder, 32 x 32 pixels in 4 x 4 patches: masked autoencoding, then letters and shapes",
+    ),
 }
 
 
@@ -77,12 +121,8 @@ def make(name: str, *, work: Path, out: Path | None = None) -> Path:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ModelError(f"there is no recipe {name!r}: there are {', '.join(RECIPES)}{hint}")
     recipe = RECIPES[name]
-    system = find_system(recipe.system).configured(**recipe.options)
-    outcome = run_in(system, work)
-    source = work / outcome.artefacts[recipe.artefact.replace("-", " ")]
-    loaded = load_model_and_tokenizer(source)
-    extra = read_manifest(source)["extra"]
-    folder = save_model((out or SHIPPED) / name, loaded.model, loaded.tokenizer, extra=extra, dtype=torch.bfloat16)
+    made = recipe.make(work)
+    folder = save_model((out or SHIPPED) / name, made.model, made.tokenizer, extra=made.extra, dtype=torch.bfloat16)
     size = (folder / WEIGHTS).stat().st_size
     if size > LARGEST_BYTES:
         raise ModelError(f"zoo:{name} has {size} bytes, more than the {LARGEST_BYTES} that the zoo ships")
@@ -90,21 +130,21 @@ def make(name: str, *, work: Path, out: Path | None = None) -> Path:
         folder / "card.json",
         {
             "what": recipe.what,
-            "data": _data_card(recipe.options["data"]),
-            "seed": system.config.seed,
+            "data": made.data,
+            "seed": recipe.options.get("seed", 0),
             "command": f"leaven zoo make {name}",
             "options": recipe.options,
             "sha256": read_manifest(folder)["sha256"],
-            "parameters": sum(p.numel() for p in loaded.model.parameters()),
+            "parameters": sum(p.numel() for p in made.model.parameters()),
             "size_bytes": size,
-            "results": [dict(zip(outcome.columns, row, strict=True)) for row in outcome.rows],
-            "seconds": {stage: round(seconds) for stage, seconds in outcome.timings.items()},
+            "results": made.results,
+            "seconds": {stage: round(seconds) for stage, seconds in made.seconds.items()},
         },
     )
     return folder
 
 
-def _data_card(spec: str) -> dict[str, Any]:
+def _functions(spec: str) -> dict[str, Any]:
     """How many functions of which packages, and their versions."""
     examples = open_source(spec, CodeExample, split="train").examples
     tops = Counter(example.module.partition(".")[0] for example in examples)

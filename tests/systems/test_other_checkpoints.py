@@ -118,7 +118,7 @@ def test_a_model_that_cannot_write_is_refused(tmp_path: Path) -> None:
 
 def test_the_zoo_is_made_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {**CodeT5.smoke, "tasks": ["variable", "summarize"], "multi_task": True, "scratch": False}
-    recipe = zoo_recipes.Recipe("codet5", {**options, "data": "stdlib-code"}, "all-tasks", "a test")
+    recipe = zoo_recipes.SystemRecipe("codet5", {**options, "data": "stdlib-code"}, "all tasks", "a test")
     monkeypatch.setitem(zoo_recipes.RECIPES, "tiny", recipe)
     folder = zoo_recipes.make("tiny", work=tmp_path / "work", out=tmp_path / "zoo")
     card = zoo.zoo_card("tiny", tmp_path / "zoo")
