@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from leaven.data.rendered.glyphs import CYRILLIC, GREEK, LETTERS
+from leaven.errors import ConfigError, DataError
+from leaven.evidence.arenas.image_data import ALPHABET, open_images
+
+SIZES = {"size": 16, "classes": 4, "per_class": (6, 2, 3), "gap": 0.3}
+
+
+def test_glyphs_are_unseen_characters_drawn_anew_in_each_split() -> None:
+    assert len(set(ALPHABET)) == len(ALPHABET)
+    assert set(ALPHABET) <= set(GREEK + CYRILLIC) - set(LETTERS)
+    data = open_images("glyphs", seed=1, **SIZES)
+    assert len(data.classes) == 4
+    assert [len(data.train), len(data.valid)] == [24, 8]
+    test = data.test.read()
+    assert test.images.shape == (12, 3, 16, 16) and test.images.dtype == torch.uint8
+    assert sorted(test.targets(data.classes).tolist()) == sorted([0, 1, 2, 3] * 3)
+    images = {tuple(image.flatten().tolist()) for part in (data.train, data.valid, test) for image in part.images}
+    assert len(images) == 44
+    assert open_images("glyphs", seed=2, **SIZES).classes != data.classes
+    with pytest.raises(ConfigError, match="classes=99"):
+        open_images("glyphs", seed=0, **{**SIZES, "classes": 99})
+
+
+def folder(place: Path, counts: dict[str, int]) -> str:
+    for label, count in counts.items():
+        (place / label).mkdir()
+        for at in range(count):
+            Image.fromarray(np.full((9, 9, 3), at, dtype=np.uint8)).save(place / label / f"{at:03d}.png")
+    return f"imagefolder:{place}"
+
+
+def test_a_folder_keeps_its_classes_and_at_most_so_many_images(tmp_path: Path) -> None:
+    spec = folder(tmp_path, {"a": 80, "b": 60})
+    data = open_images(spec, seed=0, **SIZES)
+    assert data.classes == ["a", "b"]
+    assert data.train.labels == ("a",) * 6 + ("b",) * 6
+    # The pixels are those of the file: here its number.
+    assert all(len(image.unique()) == 1 for image in data.train.images)
+    assert len(data.test.read()) <= 6
+
+
+def test_a_class_that_is_missing_from_a_split_is_named(tmp_path: Path) -> None:
+    spec = folder(tmp_path, {"a": 80, "rare": 1})
+    with pytest.raises(DataError, match="class 'rare' has"):
+        open_images(spec, seed=0, **SIZES)
