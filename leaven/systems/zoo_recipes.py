@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -21,7 +22,7 @@ from leaven.models.zoo import SHIPPED
 from leaven.systems import find_system
 from leaven.systems.running import run_in
 from leaven.systems.zoo_made import Made
-from leaven.systems.zoo_vision import mini_vit
+from leaven.systems.zoo_vision import mini_clip, mini_vit
 
 LARGEST_BYTES = 12_000_000
 
@@ -51,18 +52,19 @@ class SystemRecipe:
 
 
 @dataclass(frozen=True)
-class VisionRecipe:
-    """Options of `mini_vit`."""
+class FunctionRecipe:
+    """A function with its options."""
 
+    function: Callable[..., Made]
     options: dict[str, Any]
     what: str
 
     def make(self, work: Path) -> Made:
         """Train in the folder, or go on there."""
-        return mini_vit(work, **self.options)
+        return self.function(work, **self.options)
 
 
-RECIPES: dict[str, SystemRecipe | VisionRecipe] = {
+RECIPES: dict[str, SystemRecipe | FunctionRecipe] = {
     "code-t5": SystemRecipe(
         system="codet5",
         options={
@@ -89,7 +91,8 @@ RECIPES: dict[str, SystemRecipe | VisionRecipe] = {
         artefact="all tasks",
         what="a small CodeT5 for Python: pre-trained with all its objectives, then on six tasks with control codes",
     ),
-    "mini-vit": VisionRecipe(
+    "mini-vit": FunctionRecipe(
+        function=mini_vit,
         options={
             "dim": 96,
             "depth": 6,
@@ -104,6 +107,23 @@ RECIPES: dict[str, SystemRecipe | VisionRecipe] = {
             "seed": 0,
         },
         what="a small image encoder, 32 x 32 pixels in 4 x 4 patches: masked autoencoding, then letters and shapes",
+    ),
+    "mini-clip": FunctionRecipe(
+        function=mini_clip,
+        options={
+            "dim": 96,
+            "depth": 4,
+            "text_depth": 2,
+            "heads": 4,
+            "patch": 4,
+            "projection": 64,
+            "vocab": 640,
+            "scenes": 20_000,
+            "train": "4000 steps",
+            "batch_size": 128,
+            "seed": 0,
+        },
+        what="a small pair of image and text encoders, contrastive on rendered scenes and their captions",
     ),
 }
 
