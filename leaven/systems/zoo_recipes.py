@@ -22,9 +22,25 @@ from leaven.models.zoo import SHIPPED
 from leaven.systems import find_system
 from leaven.systems.running import run_in
 from leaven.systems.zoo_made import Made
+from leaven.systems.zoo_text import mini_lm, mini_mlm
 from leaven.systems.zoo_vision import mini_clip, mini_vit
 
 LARGEST_BYTES = 12_000_000
+
+
+_TEXT: dict[str, Any] = {
+    "data": "installed-code",
+    "functions": 60_000,
+    "dim": 128,
+    "depth": 4,
+    "heads": 4,
+    "vocab": 4096,
+    "max_tokens": 128,
+    "pretrain": "6000 steps",
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,16 @@ RECIPES: dict[str, SystemRecipe | FunctionRecipe] = {
             "seed": 0,
         },
         what="a small pair of image and text encoders, contrastive on rendered scenes and their captions",
+    ),
+    "mini-mlm": FunctionRecipe(
+        function=mini_mlm,
+        options=_TEXT,
+        what="a small masked language model of Python's documentation and lines of code",
+    ),
+    "mini-lm": FunctionRecipe(
+        function=mini_lm,
+        options=_TEXT,
+        what="a small causal language model of Python's documentation and lines of code",
     ),
 }
 

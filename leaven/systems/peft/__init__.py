@@ -1,0 +1,1 @@
+"""Adapters: small learned parts of a frozen model."""
