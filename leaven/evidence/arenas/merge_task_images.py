@@ -1,0 +1,105 @@
+"""Images of several tasks: glyphs of disjoint alphabets, each in a style of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from leaven.data.rendered.glyphs import DIGITS, GlyphStyle, render_glyphs
+from leaven.evidence.arenas.image_data import ALPHABET
+from leaven.evidence.selection import Sealed
+
+STYLES: tuple[tuple[str, float], ...] = (
+    ("as drawn", 0.2),
+    ("inverted", 0.4),
+    ("turned", 0.2),
+    ("mirrored", 0.6),
+    ("as drawn", 0.8),
+    ("tinted", 0.4),
+    ("upside down", 0.5),
+)
+"""How the glyphs of each task look: what is done to them, and their distance from plain print. The last is kept for
+adaptation to a task that no model has seen."""
+
+TASKS = len(STYLES) - 1
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "as drawn": lambda images: images,
+    "inverted": lambda images: 255 - images,
+    "turned": lambda images: torch.rot90(images, 1, (2, 3)),
+    "mirrored": lambda images: images.flip(3),
+    "upside down": lambda images: images.flip(2),
+    "tinted": lambda images: torch.cat([images[:, :1], 255 - images[:, 1:]], 1),
+}
+
+
+@dataclass(frozen=True)
+class TaskImages:
+    """Images (count, 3, size, size) uint8 and the fields `task` and `label`, (count,) int64 each."""
+
+    images: Tensor
+    fields: dict[str, Tensor]
+
+    def of(self, task: int) -> TaskImages:
+        """Those of one task."""
+        rows = self.fields["task"] == task
+        return TaskImages(self.images[rows], {name: value[rows] for name, value in self.fields.items()})
+
+    @staticmethod
+    def joined(parts: Sequence[TaskImages]) -> TaskImages:
+        """Several parts as one."""
+        fields = {name: torch.cat([part.fields[name] for part in parts]) for name in ("task", "label")}
+        return TaskImages(torch.cat([part.images for part in parts]), fields)
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """The images of one task, by what they are for. name: characters and style."""
+
+    name: str
+    train: TaskImages
+    valid: TaskImages
+    test: Sealed[TaskImages]
+
+
+@cache
+def _images(characters: str, *, style: int, per_class: int, size: int, seed: int, task: int) -> TaskImages:
+    change, gap = STYLES[style]
+    drawn = render_glyphs(characters, per_class, size=size, style=GlyphStyle(gap), seed=seed)
+    images = (drawn.images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    return TaskImages(
+        _CHANGES[change](images).contiguous(), {"task": torch.full_like(drawn.labels, task), "label": drawn.labels}
+    )
+
+
+def open_tasks(*, classes: int, per_class: tuple[int, int, int], size: int, seed: int) -> list[TaskSplits]:
+    """One task for each of `STYLES`; no character is in two of them. In the last, the field `task` is 0.
+
+    Args:
+        classes: characters of a task, 2 to 4.
+        per_class: images of a character to train, choose and test on.
+        size: side in pixels. seed: of the images, and of which characters each task gets.
+    """
+    characters = ALPHABET + DIGITS
+    order = torch.randperm(len(characters), generator=torch.Generator().manual_seed(seed)).tolist()
+    tasks = []
+    for style, (change, gap) in enumerate(STYLES):
+        chosen = "".join(sorted(characters[at] for at in order[style * classes : (style + 1) * classes]))
+        number = style if style < TASKS else 0
+        train, valid, test = (
+            _images(chosen, style=style, per_class=count, size=size, seed=3 * seed + part, task=number)
+            for part, count in enumerate(per_class)
+        )
+        name = f"{chosen} {change}, gap {gap:g}"
+        tasks.append(TaskSplits(name, train, valid, Sealed(test, name)))
+    return tasks
+
+
+def first_of_each(data: TaskImages, shots: int) -> TaskImages:
+    """The first so many images of each class."""
+    labels = data.fields["label"]
+    rows = torch.cat([(labels == label).nonzero()[:shots, 0] for label in range(int(labels.max()) + 1)])
+    return TaskImages(data.images[rows], {name: value[rows] for name, value in data.fields.items()})

@@ -1,0 +1,1 @@
+"""Systems that combine trained models."""
