@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 from leaven.errors import ConfigError
 from leaven.evidence.entrants import Entrant, entrant
 from leaven.evidence.evidence_file import ArmEvidence
-from leaven.evidence.json_file import plain, rounded, write_json
+from leaven.evidence.json_file import plain, rounded, write_json, write_text
+from leaven.evidence.page_parts import curve_plots, curves_on_test, picture
 from leaven.evidence.progress import Progress
 from leaven.evidence.run_folder import RunFolder
 from leaven.evidence.runner import Results, arm_evidence, measure_seeds, protocol
@@ -45,6 +47,7 @@ class Comparison:
     """What the entrants gave on the metrics that all of them report.
 
     notes: what makes them less comparable, such as unequal budgets.
+    pictures: files with the curves of figures on the test split, such as the accuracy after each task of a stream.
     """
 
     tier: str
@@ -55,6 +58,7 @@ class Comparison:
     pairs: list[Pair]
     protocol: dict[str, Any]
     notes: list[str]
+    pictures: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, figures rounded to 6 significant digits."""
@@ -78,7 +82,8 @@ class Comparison:
         ]
         heads = ("metric", "difference", "mean", "95% interval", "verdict")
         lines += ["", *aligned([[head, *column] for head, column in zip(heads, zip(*cells, strict=True), strict=True)])]
-        return "\n".join([*lines, *(f"note: {one}" for one in self.notes)])
+        notes = [*(f"note: {one}" for one in self.notes), *(f"{one} written" for one in self.pictures)]
+        return "\n".join([*lines, *notes])
 
 
 def compare(
@@ -122,9 +127,24 @@ def compare(
         pairs=[pair for name in metrics for pair in _pairs(name, results, _smaller_is_better(name, entrants))],
         protocol=protocol(folder.configs).model_dump(mode="json"),
         notes=_unequal_budgets(results),
+        pictures=_write_pictures(results, out),
     )
     write_json(out / "comparison.json", found.to_json())
     return found
+
+
+def _write_pictures(results: Results, out: Path) -> list[str]:
+    """A picture for each figure on the test split that the entrants recorded on their way."""
+    stages: dict[str, list[Any]] = {}
+    for label, found in results.items():
+        for stage in found[0].curves:
+            stages.setdefault(stage, []).append((label, [one.curves.get(stage, []) for one in found]))
+    written = []
+    for plot in curve_plots(curves_on_test(stages), {label: place for place, label in enumerate(results)}):
+        file = out / f"{re.sub(r'[^a-z0-9]+', '-', plot.title.lower())}.svg"
+        write_text(file, picture(plot))
+        written.append(str(file))
+    return written
 
 
 def default_folder(specs: Sequence[str], overrides: Mapping[str, Any], *, tier: str, smoke: bool) -> Path:

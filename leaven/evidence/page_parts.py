@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from leaven.catalog import card
@@ -16,6 +18,8 @@ from leaven.evidence.tables import effect_text, margin_text, number, ours, shown
 
 # What a training logs beside its losses.
 _NO_LOSS = {"step", "loss", "lr", "grad_norm", "tokens", "examples", "seconds", "flops"}
+_EVALUATED = ("valid/", "test/")
+_COLOURS = ("#2563b0", "#c2571a", "#1a7f4b", "#8b44ac", "#a88300", "#b8336a", "#3a8ea5", "#5f6b76")
 
 
 def system_title(slug: str) -> str:
@@ -82,13 +86,14 @@ def curve_plots(stages: Mapping[str, list[Any]], colours: Mapping[str, int]) -> 
     plots = []
     for stage, arms in stages.items():
         keys = list(dict.fromkeys(key for _, seeds in arms for records in seeds for one in records for key in one))
-        for key in ("loss", *(key for key in keys if key.startswith("valid/"))):
+        for key in ("loss", *(key for key in keys if key.startswith(_EVALUATED))):
             lines = [Curve(label, colours[label], [_points(one, key) for one in seeds]) for label, seeds in arms]
             lines = [one for one in lines if any(one.seeds)]
             if lines:
                 legend = [(one.label, one.colour) for one in lines]
-                plots.append(Plot(f"{stage}: {words(key)}", Markup(curve_plot(lines)), legend))
-        parts = [key for key in keys if key not in _NO_LOSS and not key.startswith("valid/")]
+                title = f"{stage}: {words(key.removeprefix('test/'))}"
+                plots.append(Plot(title, Markup(curve_plot(lines)), legend))
+        parts = [key for key in keys if key not in _NO_LOSS and not key.startswith(_EVALUATED)]
         if len(arms) == 1 and len(arms[0][1]) == 1:
             lines = [Curve(words(key), at, [_points(arms[0][1][0], key)]) for at, key in enumerate(parts)]
             lines = [one for one in lines if any(one.seeds)]
@@ -96,6 +101,50 @@ def curve_plots(stages: Mapping[str, list[Any]], colours: Mapping[str, int]) -> 
                 legend = [(one.label, one.colour) for one in lines]
                 plots.append(Plot(f"{stage}: parts of the loss", Markup(curve_plot(lines)), legend))
     return plots
+
+
+def curves_on_test(stages: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The stages with figures of the test split alone, such as the accuracy after each task of a stream."""
+    found: dict[str, list[Any]] = {}
+    for stage, arms in stages.items():
+        kept = [(label, [_of_test(records) for records in seeds]) for label, seeds in arms]
+        if any(records for _, seeds in kept for records in seeds):
+            found[stage] = kept
+    return found
+
+
+def _of_test(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = [
+        {name: value for name, value in one.items() if name == "step" or name.startswith("test/")} for one in records
+    ]
+    return [one for one in rows if len(one) > 1]
+
+
+def picture(plot: Plot) -> str:
+    """A plot of curves as an SVG file of its own, with title, legend and colours."""
+    figure = str(plot.figure)
+    _, _, width, height = map(int, re.findall(r"\d+", figure)[:4])
+    top = 30 + 18 * len(plot.legend)
+    styles = [
+        "text { font: 12px system-ui, sans-serif; fill: #626a73; } .ink { fill: #1c2024; }",
+        "line.soft { stroke: #626a73; } line.grid { stroke: #e2e4e0; } path { fill: none; }",
+        "path.thin { opacity: .28; } path.thick { stroke-width: 2.2; }",
+        *(
+            f"circle.c{at}, rect.c{at} {{ fill: {one}; }} path.c{at} {{ stroke: {one}; }}"
+            for at, one in enumerate(_COLOURS)
+        ),
+    ]
+    rows = [
+        f'<rect x="12" y="{30 + 18 * at}" width="16" height="4" class="c{colour % len(_COLOURS)}"/>'
+        f'<text x="34" y="{36 + 18 * at}">{escape(label)}</text>'
+        for at, (label, colour) in enumerate(plot.legend)
+    ]
+    inner = figure.replace("<svg ", f'<svg x="0" y="{top}" width="{width}" height="{height}" ', 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + height}" width="{width}">'
+        f'<style>{" ".join(styles)}</style><rect width="{width}" height="{top + height}" fill="#ffffff"/>'
+        f'<text x="12" y="18" class="ink">{escape(plot.title)}</text>{"".join(rows)}{inner}</svg>\n'
+    )
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> Points:

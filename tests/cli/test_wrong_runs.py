@@ -32,7 +32,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 CASES = [
     ("run codet6", "no system 'codet6'", "did you mean codet5"),
-    ("run slca", "slca is planned but not built", "built are codet5"),
+    ("run unixcoder", "unixcoder is planned but not built", "built are adam-cil"),
     ("run", "name a system", "--resume DIR"),
     ("run codet5 dimm=3", "no option 'dimm'", "Did you mean dim?"),
     ("run codet5 dim=three", "dim is 'three'", "expected int >= 8"),

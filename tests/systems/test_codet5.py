@@ -162,6 +162,6 @@ def test_wrong_options_are_named() -> None:
     with pytest.raises(CatalogError, match="no arm 'codet'"):
         CodeT5.configured(arm="codet")
     assert find_system("codet5") is CodeT5
-    with pytest.raises(CatalogError, match="slca is planned but not built"):
-        find_system("slca")
+    with pytest.raises(CatalogError, match="unixcoder is planned but not built"):
+        find_system("unixcoder")
     assert "set:java2cs" in task_names()

@@ -1,0 +1,255 @@
+"""The arena of continual learning: one encoder, a stream of tasks, and accuracies on every task after each."""
+
+from __future__ import annotations
+
+import csv
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, PositiveFloat, field_validator
+from torch import Tensor
+
+from leaven.adapt.continual import Learner, TaskTraining
+from leaven.errors import ConfigError
+from leaven.evidence.arenas.continual_encoder import PixelEncoder, open_encoder, random_twin, raw_pixels
+from leaven.evidence.arenas.continual_files import save_learner
+from leaven.evidence.arenas.continual_stream import (
+    ImageStream,
+    Taught,
+    class_stream,
+    figures_of,
+    scored,
+    task_sizes,
+    teach,
+)
+from leaven.evidence.arenas.image_data import GLYPHS, open_images
+from leaven.evidence.selection import best_of_grid
+from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
+from leaven.metrics.continual import last_accuracy, seen_accuracy
+from leaven.training.checkpoint import replaced
+from leaven.training.config import TrainingConfig
+
+Curves = dict[str, list[dict[str, Any]]]
+
+
+class StreamConfig(SystemConfig):
+    """Options of a stream of labelled images and of the training on its tasks."""
+
+    data: str = Field("glyphs", description="labelled images: glyphs, or imagefolder:DIR with a folder for each class")
+    size: int = Field(32, ge=8, le=1024, description="side of the images in pixels, as the model reads them")
+    tasks: int = Field(5, ge=1, le=1000, description="tasks of the stream")
+    classes: int = Field(20, ge=2, le=24, description="classes of the glyphs; a folder keeps all of its own")
+    train_images: int = Field(60, ge=2, le=1_000_000, description="most images of a class to train on")
+    valid_images: int = Field(10, ge=1, le=1_000_000, description="most images of a class to choose by")
+    test_images: int = Field(40, ge=1, le=1_000_000, description="most images of a class to test on")
+    gap: float = Field(0.5, ge=0, le=1, description="distance of the glyphs' style from plain print")
+    epochs: int = Field(10, ge=0, le=10_000, description="budget of a task: passes over its images")
+    batch_size: int = Field(32, ge=2, le=65_536, description="images per step and process")
+    learning_rates: tuple[PositiveFloat, ...] = Field(
+        (1e-3, 5e-3), min_length=1, description="peak learning rates; the validation stream picks one"
+    )
+
+    @field_validator("data")
+    @classmethod
+    def _of_images(cls, spec: str) -> str:
+        if spec != GLYPHS and not spec.startswith("imagefolder:"):
+            raise ConfigError(f"data={spec}: expected {GLYPHS}, or imagefolder:DIR with a folder for each class")
+        return spec
+
+    @property
+    def per_class(self) -> tuple[int, int, int]:
+        """Most images of a class in train, valid and test."""
+        return self.train_images, self.valid_images, self.test_images
+
+    def training(self, rate: float) -> TaskTraining:
+        """Settings for each task."""
+        config = TrainingConfig(
+            learning_rate=rate, weight_decay=5e-4, schedule="cosine", warmup=0, seed=self.seed, checkpoint_every=None
+        )
+        return TaskTraining(f"{self.epochs} epochs", config, self.batch_size)
+
+
+class ContinualConfig(StreamConfig):
+    """Options that the systems of the arena share."""
+
+    model: str = Field("zoo:mini-vit", description="the image encoder: zoo:NAME, hf:ID or a folder")
+    encoder: Literal["model", "random", "pixels"] = Field(
+        "model", description="what is read: the model; as controls, its architecture with random weights, or the pixels"
+    )
+    first: int = Field(0, ge=0, description="classes of the first task; 0: as many as of the others")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The chosen learner with its figures.
+
+    matrix: accuracies (tasks, tasks) on the test split; sizes: images of each task there.
+    """
+
+    taught: Taught
+    matrix: Tensor
+    sizes: list[int]
+    validation: float
+    chosen: dict[str, float]
+    budget: Figures
+    curves: Curves
+
+
+C = TypeVar("C", bound=ContinualConfig)
+
+
+class ContinualSystem(System[C]):
+    """The learner by the system, everything else by the arena."""
+
+    title: ClassVar[str] = ""
+    smoke: ClassVar[dict[str, Any]] = {
+        "classes": 16,
+        "tasks": 3,
+        "train_images": 6,
+        "valid_images": 3,
+        "test_images": 3,
+        "epochs": 1,
+        "batch_size": 8,
+        "learning_rates": (5e-3,),
+    }
+
+    @abstractmethod
+    def learner(self, encoder: PixelEncoder, training: TaskTraining) -> Learner:
+        """A learner on the encoder, which stays as it is, with settings for each task; before the first task."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train, so that the choice of learning rate and options makes a difference."""
+        return True
+
+    def variants(self) -> list[dict[str, float]]:
+        """Values of options to choose among on the validation stream, beside the learning rates."""
+        return [{}]
+
+    def figures(self, matrix: Tensor, sizes: Sequence[int]) -> Figures:
+        """What is reported of the accuracies (tasks, tasks) on the test split."""
+        return figures_of(matrix, sizes)
+
+    def open_stream(self) -> ImageStream:
+        """The tasks; the seed decides the glyphs and the order of the classes.
+
+        Raises: ConfigError for tasks that do not fit the classes; DataError for a class with too few images.
+        """
+        c = self.config
+        data = open_images(c.data, size=c.size, classes=c.classes, per_class=c.per_class, gap=c.gap, seed=c.seed)
+        return class_stream(data, task_sizes(len(data.classes), c.tasks, c.first), seed=c.seed, spec=c.data)
+
+    def open_encoder(self) -> PixelEncoder:
+        """The encoder, or the control in its place. Raises: what `open_encoder` and `random_twin` raise."""
+        c = self.config
+        if c.encoder == "pixels":
+            return raw_pixels()
+        encoder = open_encoder(c.model, c.size)
+        return encoder if c.encoder == "model" else random_twin(encoder, c.seed)
+
+    def run(self, out: Path) -> Outcome:
+        """Learn the stream, and show what is known of each task when it was learnt and at the end."""
+        timings: dict[str, float] = {}
+        with timed(timings, "model and images"):
+            encoder, stream = self.open_encoder(), self.open_stream()
+        with timed(timings, "stream"):
+            found = self._find(encoder, stream)
+        learner = found.taught.learner
+        figures = self.figures(found.matrix, found.sizes)
+        notes = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items()]
+        if found.chosen:
+            notes += [f"chosen on the validation stream: {name} {value:g}" for name, value in found.chosen.items()]
+        return Outcome(
+            system=self.slug,
+            title=self.title,
+            config=self.config.model_dump(mode="json"),
+            columns=["task", "learnt", "accuracy when learnt", "at the end", "on all so far"],
+            rows=_rows(found, stream, figures),
+            curves=found.curves,
+            timings=timings,
+            artefacts={**save_learner(learner, out), "accuracies": _write_matrix(found, out)},
+            notes=notes,
+            model=learner,
+        )
+
+    def measure(self, out: Path) -> Measurement:
+        """One arm: the learning rate picked on the validation stream, the test split read once."""
+        started = time.perf_counter()
+        encoder, stream = self.open_encoder(), self.open_stream()
+        found = self._find(encoder, stream)
+        return Measurement(
+            metrics=self.figures(found.matrix, found.sizes),
+            validation={"last_accuracy": found.validation},
+            budget=found.budget,
+            equal=tuple(name for name in found.budget if name != "steps"),
+            chosen=found.chosen,
+            curves=found.curves,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _find(self, encoder: PixelEncoder, stream: ImageStream) -> Found:
+        config = self.config
+        grid = list(product(self.variants(), config.learning_rates))
+        if not self.trains:
+            grid = grid[:1]
+
+        def attempt(at: float) -> tuple[float, Taught]:
+            variant, rate = grid[int(at)]
+            system = type(self)(config.model_copy(update=variant))
+            taught = teach(system.learner(encoder, config.training(rate)), stream)
+            return last_accuracy(taught.matrix.numpy(), stream.sizes(stream.valid)), taught
+
+        best = best_of_grid(range(len(grid)), attempt)
+        matrix, sizes = scored(best.result, stream)
+        variant, rate = grid[int(best.value)]
+        chosen = {**variant, "learning_rate": rate} if self.trains else {}
+        fits = getattr(best.result.learner, "fits", None)
+        budget: Figures = {
+            "tasks": len(stream.tasks),
+            "epochs per task": config.epochs,
+            "training images": len(stream.train.labels),
+            "test images": sum(sizes),
+        }
+        if fits is not None:
+            budget["steps"] = sum(fit.used.steps for fit in fits)
+        seen = seen_accuracy(matrix.numpy(), sizes)
+        curves: Curves = {
+            "after each task": [{"step": at, "test/accuracy on classes seen": one} for at, one in enumerate(seen, 1)]
+        }
+        if fits:
+            curves["training"] = training_records(fits)
+        return Found(best.result, matrix, sizes, best.score, chosen, budget, curves)
+
+
+def training_records(fits: Sequence[Any]) -> list[dict[str, Any]]:
+    """Records of trainings behind one another, their steps counted on."""
+    records: list[dict[str, Any]] = []
+    before = 0
+    for fit in fits:
+        records += [{**one, "step": one["step"] + before} for one in fit.records]
+        before += fit.used.steps
+    return records
+
+
+def _rows(found: Found, stream: ImageStream, figures: Figures) -> list[list[Any]]:
+    matrix, seen = found.matrix.tolist(), seen_accuracy(found.matrix.numpy(), found.sizes)
+    rows: list[list[Any]] = [
+        [str(at + 1), " ".join(map(str, task.groups)), matrix[at][at], matrix[-1][at], seen[at]]
+        for at, task in enumerate(stream.tasks)
+    ]
+    learnt = float(found.matrix.diagonal().mean())
+    return [*rows, ["all", f"{stream.classes} classes", learnt, figures["last_accuracy"], figures["average_accuracy"]]]
+
+
+def _write_matrix(found: Found, out: Path) -> str:
+    file = out / "accuracies.csv"
+    with replaced(file) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["after task", *(f"on task {at + 1}" for at in range(len(found.matrix)))])
+        rows.writerows([at, *(f"{value:.4f}" for value in row)] for at, row in enumerate(found.matrix.tolist(), 1))
+    return file.name

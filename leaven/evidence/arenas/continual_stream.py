@@ -1,0 +1,183 @@
+"""Streams of labelled images, and what a learner answers after each task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from leaven.adapt.continual import Increment, Learner, accuracy_matrix, class_increments, domain_increments
+from leaven.adapt.continual.features import Inputs
+from leaven.adapt.continual.learner import Label, Labels
+from leaven.errors import ConfigError, DataError
+from leaven.evidence.arenas.image_data import ImageData, ImageSet
+from leaven.evidence.selection import Sealed
+from leaven.evidence.system import Figures
+from leaven.metrics.continual import average_incremental_accuracy, backward_transfer, forgetting, last_accuracy
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split: images (count, 3, size, size) uint8, and for each its class and what the tasks are made of."""
+
+    images: Tensor
+    labels: list[str]
+    groups: list[str]
+
+    @staticmethod
+    def of(images: ImageSet, group: str = "") -> Part:
+        """All of a set, in one group, or each image in the group of its class."""
+        labels = list(images.labels)
+        return Part(images.images, labels, [group] * len(labels) if group else labels)
+
+    @staticmethod
+    def joined(parts: Sequence[Part]) -> Part:
+        """Parts behind one another."""
+        return Part(
+            torch.cat([part.images for part in parts]),
+            [label for part in parts for label in part.labels],
+            [group for part in parts for group in part.groups],
+        )
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """Tasks, the splits, and the test images, whose labels are sealed until a learner has been chosen.
+
+    tasks: rows of `train`. classes: how many there are in all.
+    """
+
+    tasks: list[Increment]
+    classes: int
+    train: Part
+    valid: Part
+    test_images: Tensor
+    test: Sealed[Part]
+
+    def sizes(self, part: Part) -> list[int]:
+        """Images of each task in a split."""
+        return [len(task.of(part.groups)) for task in self.tasks]
+
+
+def task_sizes(classes: int, tasks: int, first: int = 0) -> list[int]:
+    """Classes of each task; the first tasks get one more where they do not come out even.
+
+    first: classes of the first task, 0 for as many as of the others.
+    Raises: ConfigError where a task would have less than two classes.
+    """
+    head, rest, left = ([first], classes - first, tasks - 1) if first else ([], classes, tasks)
+    sizes = head + [rest // left + (at < rest % left) for at in range(left)]
+    if sum(sizes) != classes or min(sizes) < 2:
+        asked = f"tasks={tasks}, first={first}" if first else f"tasks={tasks}"
+        raise ConfigError(
+            f"{asked}: of {classes} classes each task must get at least 2, as a loss over one class teaches nothing; "
+            f"expected at most {classes // 2} tasks" + (" and less in the first" if first else "")
+        )
+    return sizes
+
+
+def class_stream(data: ImageData, sizes: Sequence[int], *, seed: int, spec: str) -> ImageStream:
+    """Tasks that have classes of their own, in an order that the seed decides.
+
+    Raises: DataError for a class with a single image to train on.
+    """
+    counts = Counter(data.train.labels)
+    rare = next((label for label in data.classes if counts[label] < 2), None)
+    if rare is not None:
+        raise DataError(
+            f"{spec}: class {rare!r} has {counts[rare]} image to train on; a task needs at least 2 of each class: add "
+            "images, or leave the class out"
+        )
+    test = Part.of(data.test.read())
+    return ImageStream(
+        class_increments(data.train.labels, sizes, seed=seed),
+        len(data.classes),
+        Part.of(data.train),
+        Part.of(data.valid),
+        test.images,
+        Sealed(test, spec),
+    )
+
+
+def domain_stream(domains: dict[str, ImageData], *, spec: str) -> ImageStream:
+    """Tasks that have the same classes in another domain each, in the order of the domains."""
+    test = Part.joined([Part.of(data.test.read(), name) for name, data in domains.items()])
+    train = Part.joined([Part.of(data.train, name) for name, data in domains.items()])
+    return ImageStream(
+        domain_increments(train.groups, order=list(domains)),
+        len(next(iter(domains.values())).classes),
+        train,
+        Part.joined([Part.of(data.valid, name) for name, data in domains.items()]),
+        test.images,
+        Sealed(test, spec),
+    )
+
+
+@dataclass
+class Taught(Learner):
+    """A learner and, from then on, what it answers on the test images after each task: not scored before it is chosen.
+
+    matrix: accuracies (tasks, tasks) on the validation split, once the stream is over.
+    """
+
+    learner: Learner
+    test_images: Tensor
+    answers: list[list[Label]] = field(default_factory=list)
+    matrix: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    @property
+    def classes(self) -> Sequence[Label]:
+        """Labels of the learner."""
+        return self.learner.classes
+
+    def learn(self, inputs: Inputs, labels: Labels) -> None:
+        """Let the learner take in a task, and answer."""
+        self.learner.learn(inputs, labels)
+        self.answers.append(self.learner.predict(self.test_images))
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        """Scores of the learner."""
+        return self.learner.scores(inputs)
+
+    def predict(self, inputs: Inputs) -> list[Label]:
+        """What the learner answers, which need not be its highest score."""
+        return self.learner.predict(inputs)
+
+
+def teach(learner: Learner, stream: ImageStream) -> Taught:
+    """One task after the other, with accuracies on the validation split after each."""
+    taught = Taught(learner, stream.test_images)
+    valid = stream.valid
+    taught.matrix = accuracy_matrix(
+        taught, stream.tasks, (stream.train.images, stream.train.labels), (valid.images, valid.labels),
+        groups=valid.groups,
+    )  # fmt: skip
+    return taught
+
+
+def scored(taught: Taught, stream: ImageStream) -> tuple[Tensor, list[int]]:
+    """Accuracies (tasks, tasks) on the test split, as `accuracy_matrix` gives them, and the images of each task there.
+
+    Raises: ReadTwiceError when the labels were opened before.
+    """
+    test = stream.test.read()
+    parts = [task.of(test.groups).tolist() for task in stream.tasks]
+    shares = [
+        [sum(guesses[row] == test.labels[row] for row in rows) / len(rows) for rows in parts]
+        for guesses in taught.answers
+    ]
+    return 100 * torch.tensor(shares, dtype=torch.float64), [len(rows) for rows in parts]
+
+
+def figures_of(matrix: Tensor, sizes: Sequence[int]) -> Figures:
+    """What the arenas report, accuracies in [0, 100]; of forgetting, smaller is better."""
+    values = matrix.numpy()
+    return {
+        "last_accuracy": last_accuracy(values, sizes),
+        "average_accuracy": average_incremental_accuracy(values, sizes),
+        "forgetting": forgetting(values),
+        "backward_transfer": backward_transfer(values),
+    }

@@ -1,0 +1,1 @@
+"""Continual learning: models that take in classes as they come."""

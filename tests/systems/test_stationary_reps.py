@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from leaven.adapt.continual import Compatibility
+from leaven.adapt.continual.simplex_encoder import require_on_simplex
+from leaven.errors import ModelError
+from leaven.evidence.arenas.continual_search_data import open_search_data
+from leaven.systems.continual.stationary_reps import StationaryReps
+
+
+def test_models_from_elsewhere_share_no_weights_and_lie_on_the_simplex() -> None:
+    system = StationaryReps.configured(smoke=True)
+    first, second = system._elsewhere(open_search_data(system.config))
+    for elsewhere in (first, second):
+        slots = {label: at for at, label in enumerate(dict.fromkeys(elsewhere.labels))}
+        require_on_simplex(elsewhere.model, elsewhere.images, [slots[label] for label in elsewhere.labels])
+    convolution = "encoder.model.layers.0.weight"
+    weights = [one.model.state_dict()[convolution].flatten() for one in (first, second)]
+    assert torch.nn.functional.cosine_similarity(*weights, dim=0).abs() < 0.3
+    with pytest.raises(ModelError, match="needs more pretrain_epochs"):
+        StationaryReps.configured(smoke=True, pretrain_rate=1e-6).measure(Path("unused"))
+
+
+def test_making_the_gallery_anew_is_searching_ones_own() -> None:
+    nan = float("nan")
+    matrix = torch.tensor([[50.0, nan, nan], [60.0, 70.0, nan], [10.0, 20.0, 65.0]], dtype=torch.float64)
+    kept = StationaryReps.configured(smoke=True, arm="er").judged(Compatibility(matrix))
+    anew = StationaryReps.configured(smoke=True, arm="er-reindexed").judged(Compatibility(matrix))
+    assert torch.equal(kept.matrix.nan_to_num(), matrix.nan_to_num())
+    assert anew.matrix[2].tolist() == [65.0] * 3 and anew.matrix[1, :2].tolist() == [70.0] * 2
+    assert kept.compatibility == pytest.approx(1 / 3) and anew.compatibility == pytest.approx(2 / 3)
+
+
+def test_a_version_is_not_changed_by_what_comes_later() -> None:
+    for arm in ("hoc", "er"):
+        system = StationaryReps.configured(smoke=True, arm=arm)
+        data = open_search_data(system.config)
+        elsewhere = system._elsewhere(data)
+        given = {name: tensor.clone() for name, tensor in elsewhere[1].model.state_dict().items()}
+        versions = system._stream(data, elsewhere, system.config.training(1e-3)).models
+        states = [version.state_dict() for version in versions]
+        name = next(name for name in states[0] if name.endswith("layers.0.weight"))
+        assert all(not torch.equal(states[at][name], states[at + 1][name]) for at in range(2))
+        assert all(torch.equal(tensor, given[key]) for key, tensor in elsewhere[1].model.state_dict().items())
