@@ -193,7 +193,7 @@ def _images(scenes: int, per_letter: int, crops: int, seed: int) -> tuple[Tensor
         render_glyphs(LETTERS, per_letter // 2, size=SIZE, style=GlyphStyle(gap), seed=seed + at)
         for at, gap in enumerate((0.0, 0.3))
     ]
-    letters = torch.cat([(one.images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1) for one in drawn])
+    letters = torch.cat([one.rgb() for one in drawn])
     labels = torch.cat([*(one.labels for one in drawn), torch.tensor(shapes) + len(LETTERS)])
     return torch.cat([crowded, single, letters, _crops(crops, seed)]), torch.cat([letters, single]), labels
 

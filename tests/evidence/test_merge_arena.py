@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from leaven.errors import ConfigError, LeavenError, ModelError
 from leaven.evidence.arenas import merge_sweep
 from leaven.evidence.arenas.merge_arena import SMOKE
-from leaven.evidence.arenas.merge_classifiers import ImageBatches, Pixels, linear_probe, open_image_model
+from leaven.evidence.arenas.merge_classifiers import Pixels, image_batches, linear_probe, open_image_model
 from leaven.evidence.arenas.merge_folder import open_classifiers
 from leaven.evidence.arenas.merge_ground import Merged, judged, task_arithmetic
 from leaven.evidence.arenas.merge_images import classifier_ground
@@ -342,7 +342,7 @@ def test_one_clear_error_for_each_bad_folder(data: str, start: str, tmp_path: Pa
 
 def test_batches_are_made_when_they_are_asked_for() -> None:
     x, order = images(5), torch.tensor([4, 2, 0, 1, 3])
-    batches = ImageBatches(x, {"label": torch.arange(5)}, Pixels(), 2, order)
+    batches = image_batches(x, {"label": torch.arange(5)}, Pixels(), 2, order)
     assert len(batches) == 3 and [batch["label"].tolist() for batch in batches] == [[4, 2], [0, 1], [3]]
     assert torch.equal(batches[-1]["pixel_values"], pixel_values(x[[3]]))
     assert [batch["label"].tolist() for batch in batches[1:]] == [[0, 1], [3]]

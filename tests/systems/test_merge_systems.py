@@ -15,7 +15,7 @@ from leaven.data.stdlib_code import split_of_module, stdlib_code
 from leaven.errors import ConfigError, ModelError
 from leaven.evidence.arenas import merge_sweep, merge_text_ground
 from leaven.evidence.arenas.merge_classifiers import open_image_model
-from leaven.evidence.arenas.merge_embedders import SentenceEncoder, TextContrast, TextStore, open_text_model, text_batch
+from leaven.evidence.arenas.merge_embedders import SentenceEncoder, TextStore, open_text_model, text_batch
 from leaven.evidence.arenas.merge_rivals import with_low_rank
 from leaven.evidence.arenas.merge_task_images import TASKS, open_tasks
 from leaven.evidence.arenas.merge_text_ground import TextGround
@@ -29,6 +29,7 @@ from leaven.models.loading import load_model_and_tokenizer
 from leaven.models.saved import save_model
 from leaven.models.trunk import TrunkConfig
 from leaven.models.vision import ImageEncoder, ImageEncoderConfig
+from leaven.objectives.contrastive import TextContrast
 from leaven.systems import find_system
 from leaven.systems.merge.atlas import FEW_SHOT, Atlas
 from leaven.systems.merge.model_soups import ModelSoups
@@ -319,8 +320,8 @@ def test_the_probe_is_balanced_and_shares_no_module_with_training_or_test(texts:
     assert {task: len(rows) for task, rows in ground.probe.items()} == {"edits": 8, "code": 8}
     assert {task: len(rows) for task, rows in ground.train.items()} == {"edits": 8, "code": 16}
     batches = ground.probe_batches()
-    assert len(batches) == 4 and all(len({row.group for row in part}) == len(part) for part in batches.parts)
-    assert all(len(row.negatives) == 3 for part in batches.parts for row in part)
+    assert len(batches) == 4 and all(len(set(b["group"].tolist())) == len(b["group"]) for b in batches)
+    assert all(len(row.negatives) == 3 for rows in ground.probe.values() for row in rows)
     split = {" ".join((e.docstring or "").split()): split_of_module(e.module) for e in stdlib_code("all", True)}
     assert {split[row.query] for rows in ground.train.values() for row in rows} == {"train"}
     assert {split[row.query] for rows in ground.probe.values() for row in rows} == {"valid"}

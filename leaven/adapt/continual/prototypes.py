@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -68,8 +69,9 @@ class _Prototypes(Learner):
         require_classes(self.statistics.classes[:1])
         return self._compare(self.features(inputs).double(), self.statistics.means())
 
+    @abstractmethod
     def _compare(self, features: Tensor, means: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Scores (rows, classes) of features (rows, dim) against class means (classes, dim)."""
 
     def merge(self, other: Self) -> None:
         """Take in what another learner of the same rule and encoder has learnt, as if its inputs had come here.

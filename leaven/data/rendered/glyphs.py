@@ -58,6 +58,10 @@ class Glyphs(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def rgb(self) -> Tensor:
+        """The images as colour (count, 3, size, size) uint8, all channels alike."""
+        return (self.images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+
 
 def render_glyphs(
     characters: Sequence[str], per_class: int, *, size: int = 16, style: GlyphStyle | None = None, seed: int = 0

@@ -18,8 +18,9 @@ from leaven.evidence.arenas.code_corpus import CodeCorpus, open_corpus
 from leaven.evidence.arenas.code_tasks import open_task
 from leaven.evidence.arenas.code_use import apply_code_model
 from leaven.evidence.arenas.fine_tuning import TaskTrainer, clone_of, predict, train_together, trainer_for
+from leaven.evidence.arenas.trained import TrainedConfig
 from leaven.evidence.selection import best_of_grid
-from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
+from leaven.evidence.system import Figures, Measurement, Outcome, System, timed
 from leaven.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from leaven.models.loading import load_model_and_tokenizer
 from leaven.models.saved import save_model
@@ -31,7 +32,7 @@ Curves = dict[str, list[dict[str, Any]]]
 _ALL = 1_000_000
 
 
-class CodeConfig(SystemConfig):
+class CodeConfig(TrainedConfig):
     """Options that the systems of the code arena share."""
 
     data: str = Field("stdlib-code", description="functions to learn from, such as code:DIR or jsonl:FILE")
@@ -65,8 +66,6 @@ class CodeConfig(SystemConfig):
     )
     valid_limit: int = Field(300, ge=1, description="most examples of a validation split")
     test_limit: int = Field(1000, ge=1, description="most examples of a test split")
-    precision: str = Field("fp32", pattern="^(fp32|bf16|auto)$", description="arithmetic: fp32, bf16 or auto")
-    parallel: str = Field("ddp", pattern="^(ddp|fsdp)$", description="several processes: replicated or sharded")
     scratch: bool = Field(False, description="also train without pre-training at the same total budget, to compare")
 
     @field_validator("budget", "pretrain", "finetune")
@@ -248,19 +247,8 @@ class CodeSystem(System[C]):
         config = self.config
         # From random weights AdamW stays for thousands of steps where the decoder ignores the source; Muon leaves that
         # plateau in hundreds. T5's embeddings start at 1 and its projections near 0.1, so they need the larger rate.
-        fresh = {"optimizer": "muon", "lr_factors": {"embed.*": 30.0}}
-        return TrainingConfig.model_validate(
-            {
-                "learning_rate": rate,
-                **({} if config.model else fresh),
-                "seed": config.seed,
-                "precision": config.precision,
-                "parallel": config.parallel,
-                "keep": 1,
-                "checkpoint_seconds": 60,
-                "checkpoint_every": None,
-            }
-        )
+        fresh: dict[str, Any] = {"optimizer": "muon", "lr_factors": {"embed.*": 30.0}}
+        return config.training(rate, **({} if config.model else fresh))
 
     def _finetune(
         self, model: Any, trainer: TaskTrainer, out: Path, budget: Budget, rate: float | None = None

@@ -103,5 +103,5 @@ def _letters(count: int, config: SearchConfig, part: int) -> ImageSet:
         LETTERS[:count], config.train_images, size=config.size, style=GlyphStyle(config.gap),
         seed=mix(config.seed, part, 2),
     )  # fmt: skip
-    pixels = (drawn.images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    pixels = drawn.rgb()
     return ImageSet(pixels, tuple(LETTERS[label] for label in drawn.labels.tolist()))

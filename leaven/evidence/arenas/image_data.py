@@ -91,7 +91,7 @@ def _glyphs(size: int, classes: int, per_class: tuple[int, int, int], gap: float
 def _drawn(characters: str, size: int, per_class: int, gap: float, seed: int) -> ImageSet:
     """Once per process: arms of a seed share them."""
     drawn = render_glyphs(characters, per_class, size=size, style=GlyphStyle(gap), seed=seed)
-    pixels = (drawn.images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    pixels = drawn.rgb()
     return ImageSet(pixels, tuple(characters[label] for label in drawn.labels.tolist()))
 
 

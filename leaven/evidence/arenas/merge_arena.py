@@ -38,9 +38,9 @@ class MergeSystem(System[C]):
         """What a recipe makes of the ingredients."""
 
     @property
-    @abstractmethod
     def recipe(self) -> str:
         """The recipe that the configuration asks for."""
+        return self.config.recipe
 
     def ground(self, place: Path) -> Ground:
         """What is merged; trained ingredients are kept under `place`."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from leaven.contracts import Batch
 from leaven.data.loader import Loader
 from leaven.errors import ModelError
+from leaven.evidence.arenas.merge_ground import LazyBatches
 from leaven.merge import open_weights
 from leaven.modalities.image import pixel_values
 from leaven.models.bridge.features import as_features
@@ -220,32 +220,16 @@ def accuracy(model: nn.Module, pixels: Pixels, images: Tensor, targets: Tensor, 
     return 100 * float((logits.argmax(1) == targets).double().mean())
 
 
-@dataclass(frozen=True)
-class ImageBatches(Sequence[Batch]):
-    """Batches of images in a fixed order, made when they are asked for; the last one may be smaller.
+def image_batches(
+    images: Tensor, fields: Mapping[str, Tensor], pixels: Pixels, batch_size: int, order: Tensor
+) -> LazyBatches:
+    """Batches of images in a fixed order; the last one may be smaller.
 
     Fields: `pixel_values`, and those of `fields`, such as `label`, with a row for each image.
     order: of the images, (count,) int64.
     """
-
-    images: Tensor
-    fields: Mapping[str, Tensor]
-    pixels: Pixels
-    batch_size: int
-    order: Tensor
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.batch_size)
-
-    @overload
-    def __getitem__(self, at: int) -> Batch: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Batch]: ...
-    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
-        if isinstance(at, slice):
-            return [self[place] for place in range(len(self))[at]]
-        rows = self.order[range(len(self))[at] * self.batch_size :][: self.batch_size]
-        return _rows(self.images, self.fields, self.pixels, rows)
+    parts = torch.split(order, batch_size)
+    return LazyBatches(len(parts), lambda at: _rows(images, fields, pixels, parts[at]))
 
 
 def image_loader(images: Tensor, fields: Mapping[str, Tensor], pixels: Pixels, batch_size: int, seed: int) -> Loader:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leaven.contracts import Batch, Loss, Tokens
+from leaven.contracts import Batch, Tokens
 from leaven.data.loader import Loader
 from leaven.errors import ConfigError, ModelError
+from leaven.evidence.arenas.merge_ground import LazyBatches
 from leaven.evidence.arenas.merge_texts import TextRow
 from leaven.merge import open_weights
 from leaven.models.encoder import TextEncoder
@@ -182,46 +183,8 @@ def _mask(lengths: Sequence[int]) -> Tensor:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-class TextContrast:
-    """InfoNCE: each query finds its text among the positives and the hard negatives of the batch.
-
-    A batch is of one task, so that negatives are. Rows of one `group` are not each other's negatives.
-
-    Args:
-        temperature: that cosines are divided by, > 0.
-
-    Shapes: `query`, `positive` (batch, tokens, ...), `negatives` (batch * hard, tokens, ...), each with a mask
-    `NAME_attention_mask`; `group` (batch,) int64.
-    Source: arXiv 2410.15035 section 5.1; temperature 0.02 in an independent reimplementation.
-    """
-
-    name = "contrast"
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-
-    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Nothing to corrupt."""
-        del generator
-        return batch
-
-    def __call__(self, model: Any, batch: Batch) -> Loss:
-        """Mean per query."""
-        query, positive, negatives = (
-            model(batch[name], batch[f"{name}_attention_mask"]) for name in ("query", "positive", "negatives")
-        )
-        scores = query @ torch.cat([positive, negatives]).T / self.temperature
-        rows = len(query)
-        same = batch["group"][:, None] == batch["group"][None]
-        same.fill_diagonal_(False)
-        # The hard negatives of another row of the group are negatives all the same.
-        hidden = F.pad(same, (0, scores.shape[1] - rows), value=False)
-        total = F.cross_entropy(scores.masked_fill(hidden, -torch.inf), torch.arange(rows, device=scores.device))
-        return Loss(total, torch.tensor(rows), {self.name: total.detach()})
-
-
 def text_batch(rows: Sequence[TextRow], store: TextStore) -> Batch:
-    """The batch of `TextContrast`."""
+    """The batch of `leaven.objectives.contrastive.TextContrast`."""
     texts = {
         "query": [row.query for row in rows],
         "positive": [row.positive for row in rows],
@@ -244,20 +207,6 @@ def text_loader(rows: Sequence[TextRow], store: TextStore, batch_size: int, seed
     )
 
 
-class TextBatches(Sequence[Batch]):
-    """Batches of rows in a fixed order, made when they are asked for."""
-
-    def __init__(self, parts: Sequence[Sequence[TextRow]], store: TextStore) -> None:
-        self.parts, self.store = parts, store
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    @overload
-    def __getitem__(self, at: int) -> Batch: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Batch]: ...
-    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
-        if isinstance(at, slice):
-            return [text_batch(part, self.store) for part in self.parts[at]]
-        return text_batch(self.parts[at], self.store)
+def text_batches(parts: Sequence[Sequence[TextRow]], store: TextStore) -> LazyBatches:
+    """Batches of rows in a fixed order."""
+    return LazyBatches(len(parts), lambda at: text_batch(parts[at], store))

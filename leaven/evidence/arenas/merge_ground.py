@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,27 @@ from torch import Tensor, nn
 from leaven.contracts import Batch, Objective
 from leaven.evidence.selection import Sealed, best_of_grid
 from leaven.evidence.system import Figures
-from leaven.merge import TaskVector, Weights, open_weights
+from leaven.merge import TaskVector, Weights, open_weights, uniform_soup
 
 Curves = dict[str, list[dict[str, Any]]]
+
+
+class LazyBatches(Sequence[Batch]):
+    """So many batches in a fixed order, each made by its place when it is asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], Batch]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Batch]: ...
+    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
+        places = range(self._count)[at]
+        return self._make(places) if isinstance(places, int) else [self._make(place) for place in places]
 
 
 @dataclass(frozen=True)
@@ -127,6 +145,17 @@ def best_length(ground: Ground, direction: TaskVector, lengths: Sequence[float])
     best = best_of_grid(lengths, attempt)
     scores = {f"{length:g}": score for length, score in best.scores.items()}
     return Merged((best.result,), chosen={"length": best.value, "scores": scores})
+
+
+def plain_merge(ground: Ground, recipe: str, lengths: Sequence[float]) -> Merged | None:
+    """The baselines that stand beside every way to merge: "uniform", "task-arithmetic", "specialists"; else None."""
+    if recipe == "uniform":
+        return Merged((uniform_soup(ground.ingredients),))
+    if recipe == "task-arithmetic":
+        return task_arithmetic(ground, lengths)
+    if recipe == "specialists":
+        return Merged(tuple(ground.ingredients), "own")
+    return None
 
 
 def task_arithmetic(ground: Ground, lengths: Sequence[float]) -> Merged:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leaven.evidence.arenas.image_data import ImageData
-from leaven.evidence.arenas.merge_classifiers import Classifier, ImageBatches, accuracy, beside
+from leaven.evidence.arenas.merge_classifiers import Classifier, accuracy, beside, image_batches
 from leaven.evidence.arenas.merge_folder import open_classifiers
 from leaven.evidence.arenas.merge_ground import Curves, Ground, Judge
 from leaven.evidence.arenas.merge_shifts import SHIFTS, shifted
@@ -82,7 +82,7 @@ def _images(
 
     def refresh(model: nn.Module) -> None:
         chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))[:STATISTICS]
-        batches = ImageBatches(data.train.images, {}, pixels, config.batch_size, chosen)
+        batches = image_batches(data.train.images, {}, pixels, config.batch_size, chosen)
         reestimate_batch_norm(model, batches, lambda model, batch: model(**beside(model, batch)))
 
     return Ground(
@@ -90,7 +90,7 @@ def _images(
         base=base,
         ingredients=ingredients,
         objective=Classification(),
-        batches=ImageBatches(valid.images, {"label": targets}, pixels, config.batch_size, order),
+        batches=image_batches(valid.images, {"label": targets}, pixels, config.batch_size, order),
         valid=Judge(
             ("clean",),
             lambda model, task: accuracy(model, pixels, valid.images, targets),

@@ -36,6 +36,7 @@ Range = tuple[float, float]
 class MergeConfig(SystemConfig):
     """Options that the systems of the merge arena share: where fine-tuned image classifiers come from."""
 
+    recipe: str = Field("uniform", description="how the ingredients become one model")
     data: str = Field(GLYPHS, description="labelled images: glyphs, or imagefolder:DIR")
     model: str = Field("zoo:mini-vit", description="what the fine-tuned models start from: zoo:NAME, hf:ID or a folder")
     ingredients: str = Field(
@@ -141,7 +142,7 @@ class Sweep:
 
     def __init__(self, config: MergeConfig, place: Path, *, pretrain: str = "") -> None:
         self.config, self.pretrain = config, pretrain
-        fields = set(MergeConfig.model_fields) - {"ingredients", "runs", "severity", "lengths"}
+        fields = set(MergeConfig.model_fields) - {"recipe", "ingredients", "runs", "severity", "lengths"}
         values = {**config.model_dump(mode="json", include=fields), "pretrain": pretrain}
         self.kept = KeptWeights(place, "ingredients", values)
         self.plans = draw_plans(config)
@@ -233,7 +234,7 @@ class Sweep:
             torch.manual_seed(mix(config.seed, 1))
             other = ImageEncoder(replace(model.config, labels=len(LETTERS)))
         drawn = render_glyphs(LETTERS, config.per_class[0], size=self.size, seed=config.seed + 1)
-        images = (drawn.images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        images = drawn.rgb()
         loader = image_loader(images, {"label": drawn.labels}, self.classifier.pixels, config.batch_size, config.seed)
         training = TrainingConfig(optimizer="muon", learning_rate=2e-3, seed=config.seed)
         fit(other, AugmentedClassification(0.5), loader, self.pretrain, training, label="another start")

@@ -69,7 +69,7 @@ class TaskSplits:
 def _images(characters: str, *, style: int, per_class: int, size: int, seed: int, task: int) -> TaskImages:
     change, gap = STYLES[style]
     drawn = render_glyphs(characters, per_class, size=size, style=GlyphStyle(gap), seed=seed)
-    images = (drawn.images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    images = drawn.rgb()
     return TaskImages(
         _CHANGES[change](images).contiguous(), {"task": torch.full_like(drawn.labels, task), "label": drawn.labels}
     )

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from leaven.errors import ConfigError
 from leaven.evidence.arenas.merge_classifiers import (
-    ImageBatches,
     ImageModel,
     accuracy,
+    image_batches,
     image_loader,
     in_batches,
     open_image_model,
@@ -179,7 +179,7 @@ class TaskGrounds:
             base=lambda: self.base,
             ingredients=self.specialists,
             objective=Classification(FIELDS),
-            batches=ImageBatches(valid.images, valid.fields, self.pixels, each, rows.T.flatten()),
+            batches=image_batches(valid.images, valid.fields, self.pixels, each, rows.T.flatten()),
             valid=judge(valid),
             test=Sealed(judge(TaskImages.joined([task.test.read() for task in self.tasks[:TASKS]])), "the tasks"),
             figure="normalised accuracy",
@@ -216,7 +216,7 @@ class TaskGrounds:
             base=lambda: self.base,
             ingredients=self.specialists,
             objective=AugmentedClassification(0.5, fields=FIELDS),
-            batches=ImageBatches(data.images, data.fields, self.pixels, self.training.batch_size, order),
+            batches=image_batches(data.images, data.fields, self.pixels, self.training.batch_size, order),
             valid=judge(task.valid),
             test=Sealed(judge(task.test.read()), "the unseen task"),
             figure="few-shot accuracy",

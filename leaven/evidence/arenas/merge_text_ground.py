@@ -22,15 +22,15 @@ from leaven.evidence.arenas.merge_classifiers import beside
 from leaven.evidence.arenas.merge_embedders import (
     MINILM,
     SentenceEncoder,
-    TextBatches,
-    TextContrast,
     TextModel,
     TextStore,
     open_text_model,
+    text_batch,
+    text_batches,
     text_loader,
 )
 from leaven.evidence.arenas.merge_folder import checkpoint_paths
-from leaven.evidence.arenas.merge_ground import Ground, Judge, Merged
+from leaven.evidence.arenas.merge_ground import Ground, Judge, LazyBatches, Merged
 from leaven.evidence.arenas.merge_kept import KeptWeights, Records
 from leaven.evidence.arenas.merge_sweep import MergeConfig
 from leaven.evidence.arenas.merge_texts import Exam, TextRow, text_task
@@ -40,6 +40,7 @@ from leaven.merge import Weights, open_weights, task_conflict
 from leaven.merge.compatibility import refuse_nonfinite
 from leaven.models.bridge.huggingface import save_huggingface
 from leaven.models.saved import MANIFEST, save_model
+from leaven.objectives.contrastive import TextContrast
 from leaven.training.config import TrainingConfig
 from leaven.training.loop import fit
 from leaven.training.randomness import mix
@@ -196,7 +197,7 @@ class TextGround:
     def conflict(self, model: nn.Module) -> Figures:
         """Mean cosine between the gradients of the tasks' losses, and the share of pairs that is negative."""
         batches = {
-            task: [beside(model, TextBatches([rows[: self.config.text_batch]], self.store)[0])]
+            task: [beside(model, text_batch(rows[: self.config.text_batch], self.store))]
             for task, rows in self.probe.items()
         }
         found = task_conflict(model, self.objective, batches)
@@ -208,12 +209,12 @@ class TextGround:
         """Steps that every arm may use."""
         return len(self.config.tasks) * self.config.task_steps + self.config.search_steps
 
-    def probe_batches(self) -> TextBatches:
+    def probe_batches(self) -> LazyBatches:
         """The probe set in batches of one task each, in an order by seed; as many of each task as it has rows for."""
         size = self.config.text_batch
         parts = [rows[at : at + size] for rows in self.probe.values() for at in range(0, len(rows), size)]
         order = np.random.default_rng(self.config.seed).permutation(len(parts))
-        return TextBatches([parts[at] for at in order], self.store)
+        return text_batches([parts[at] for at in order], self.store)
 
     def ground(self) -> Ground:
         """Figures: `score`, the mean over tasks; `worst drop`, the most that a task lost against its specialist."""

@@ -35,12 +35,12 @@ from leaven.evidence.arenas.peft_model import (
     predict,
     settled_cost,
 )
+from leaven.evidence.arenas.trained import TrainedConfig
 from leaven.evidence.selection import Choice, best_of_grid
-from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
+from leaven.evidence.system import Figures, Measurement, Outcome, System, timed
 from leaven.metrics.classification import accuracy
 from leaven.objectives.classification import Classification
 from leaven.training.budgets import Budget
-from leaven.training.config import TrainingConfig
 from leaven.training.distributed import is_main_process
 from leaven.training.loop import fit
 
@@ -52,7 +52,7 @@ COLUMNS = [
 _WHOLE = ("steps", "tokens", "examples")
 
 
-class PeftConfig(SystemConfig):
+class PeftConfig(TrainedConfig):
     """Options that the systems of the arena share."""
 
     data: str = Field(
@@ -77,8 +77,6 @@ class PeftConfig(SystemConfig):
         description="peak rates to try; the validation split picks one",
     )
     weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled, of matrices alone")
-    precision: str = Field("fp32", pattern="^(fp32|bf16|auto)$", description="arithmetic: fp32, bf16 or auto")
-    parallel: str = Field("ddp", pattern="^(ddp|fsdp)$", description="several processes: replicated or sharded")
 
     @field_validator("budget")
     @classmethod
@@ -254,19 +252,7 @@ class PeftSystem(System[C]):
             seed=config.seed,
             drop_last=count >= config.batch_size,
         )
-        training = TrainingConfig.model_validate(
-            {
-                "learning_rate": rate,
-                "weight_decay": config.weight_decay,
-                "warmup": 0.06,
-                "seed": config.seed,
-                "precision": config.precision,
-                "parallel": config.parallel,
-                "keep": 1,
-                "checkpoint_seconds": 60,
-                "checkpoint_every": None,
-            }
-        )
+        training = config.training(rate, weight_decay=config.weight_decay, warmup=0.06)
         objective = Classification(tuple(rows.batch([0])))
         result = fit(model, objective, loader, budget, training, out=out, label=f"{self.named()}, rate {rate:g}")
         for name, value in result.used.as_dict().items():

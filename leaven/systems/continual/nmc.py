@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -15,8 +16,8 @@ from leaven.adapt.continual import (
     SimpleCIL,
     TaskTraining,
 )
-from leaven.adapt.continual.features import Inputs
-from leaven.adapt.continual.learner import Labels
+from leaven.adapt.continual.features import Inputs, rows_in
+from leaven.adapt.continual.learner import Labels, checked_labels
 from leaven.errors import ConfigError
 from leaven.evidence.arenas.continual_arena import ContinualConfig, ContinualSystem
 from leaven.evidence.arenas.continual_encoder import PixelEncoder
@@ -52,7 +53,7 @@ class TaskMean(NearestMean):
 
     def learn(self, inputs: Inputs, labels: Labels) -> None:
         """Forget the classes that come back, then take in the task."""
-        before = self.statistics
+        before, labels = self.statistics, checked_labels(labels, rows_in(inputs))
         self.statistics = before.copy()
         try:
             for label in set(labels) & set(before.classes):
@@ -160,7 +161,12 @@ class NMC(ContinualSystem[NMCConfig]):
         """The method, on the encoder."""
         method = self.config.method
         if method in _PROTOTYPES:
-            kinds = {"nmc": NearestMean, "cosine": SimpleCIL, "unnormalised": UnnormalisedMean, "task-means": TaskMean}
+            kinds: dict[str, Callable[[PixelEncoder], Learner]] = {
+                "nmc": NearestMean,
+                "cosine": SimpleCIL,
+                "unnormalised": UnnormalisedMean,
+                "task-means": TaskMean,
+            }
             return kinds[method](encoder)
         if method == "probe":
             return LinearProbe(encoder, training=training)

@@ -16,7 +16,7 @@ from leaven.contracts import Objective
 from leaven.errors import ConfigError
 from leaven.evidence.arenas.merge_arena import SMOKE, MergeSystem
 from leaven.evidence.arenas.merge_classifiers import beside
-from leaven.evidence.arenas.merge_ground import Ground, Merged, task_arithmetic
+from leaven.evidence.arenas.merge_ground import Ground, Merged, plain_merge
 from leaven.evidence.arenas.merge_rivals import HeadProbe, with_low_rank
 from leaven.evidence.arenas.merge_sweep import MergeConfig
 from leaven.evidence.arenas.merge_tasks import TaskGrounds, TaskTraining
@@ -32,7 +32,6 @@ from leaven.merge import (
     composite_vectors,
     open_weights,
     random_blocks,
-    uniform_soup,
 )
 from leaven.training.config import TrainingConfig
 from leaven.training.loop import fit
@@ -135,11 +134,6 @@ class Atlas(MergeSystem[AtlasConfig]):
         ),
     )
 
-    @property
-    def recipe(self) -> str:
-        """The recipe."""
-        return self.config.recipe
-
     def ground(self, place: Path) -> Ground:
         """The six tasks, the seventh for an adaptation, or classifiers of one label set."""
         config = self.config
@@ -175,12 +169,8 @@ class Atlas(MergeSystem[AtlasConfig]):
 
     def merged(self, ground: Ground, recipe: str) -> Merged:
         """Compose the task vectors, or what stands beside it."""
-        if recipe == "specialists":
-            return Merged(tuple(ground.ingredients), "own")
-        if recipe == "uniform":
-            return Merged((uniform_soup(ground.ingredients),))
-        if recipe == "task-arithmetic":
-            return task_arithmetic(ground, self.config.lengths)
+        if plain := plain_merge(ground, recipe, self.config.lengths):
+            return plain
         if recipe in ("linear-probe", "lora"):
             return self._rival(ground, recipe)
         vectors: Sequence[Weights] = ground.vectors()

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from leaven.errors import ConfigError
 from leaven.evidence.arenas.merge_arena import SMOKE, MergeSystem
 from leaven.evidence.arenas.merge_classifiers import beside
-from leaven.evidence.arenas.merge_ground import Ground, Merged
+from leaven.evidence.arenas.merge_ground import Ground, Merged, plain_merge
 from leaven.evidence.arenas.merge_images import classifier_ground
 from leaven.evidence.arenas.merge_sweep import MergeConfig, Sweep
 from leaven.evidence.claims import Claim
-from leaven.merge import greedy_soup, learned_soup, open_weights, soup_versus_ensemble, uniform_soup
+from leaven.merge import greedy_soup, learned_soup, open_weights, soup_versus_ensemble
 from leaven.training.budgets import Budget
 
 Recipe = Literal["greedy", "uniform", "learned", "best-single", "average-single", "ensemble", "one-long-run"]
@@ -116,11 +116,6 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
         ),
     )
 
-    @property
-    def recipe(self) -> str:
-        """The recipe."""
-        return self.config.recipe
-
     def ground(self, place: Path) -> Ground:
         """The runs; every second one from another start where the configuration asks for it."""
         config = self.config
@@ -138,8 +133,8 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
     def merged(self, ground: Ground, recipe: str) -> Merged:
         """What a recipe makes of the runs."""
         runs = tuple(ground.ingredients)
-        if recipe == "uniform":
-            return Merged((uniform_soup(runs),))
+        if plain := plain_merge(ground, recipe, self.config.lengths):
+            return plain
         if recipe == "greedy":
             soup = greedy_soup(runs, ground.score)
             return Merged((soup,), chosen={"accepted": list(soup.accepted), "trials": [list(t) for t in soup.trials]})

@@ -9,14 +9,14 @@ from pydantic import Field
 
 from leaven.errors import ConfigError
 from leaven.evidence.arenas.merge_arena import SMOKE, MergeSystem
-from leaven.evidence.arenas.merge_ground import Ground, Merged, best_length, task_arithmetic
+from leaven.evidence.arenas.merge_ground import Ground, Merged, best_length, plain_merge
 from leaven.evidence.arenas.merge_images import classifier_ground
 from leaven.evidence.arenas.merge_text_ground import STDLIB, TextGround, TextMergeConfig
 from leaven.evidence.claims import Claim
-from leaven.merge import PositionedModel, self_position, uniform_soup
+from leaven.merge import PositionedModel, self_position
 
 Recipe = Literal[
-    "self-positioning", "slerp-equal", "average", "task-arithmetic", "specialists", "joint", "joint-uniform"
+    "self-positioning", "slerp-equal", "uniform", "task-arithmetic", "specialists", "joint", "joint-uniform"
 ]
 TEXT_ONLY = ("specialists", "joint", "joint-uniform")
 IMAGE_MODEL = "zoo:mini-vit"
@@ -47,7 +47,7 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
         "joint": {"recipe": "joint"},
         "joint-uniform": {"recipe": "joint-uniform"},
         "specialists": {"recipe": "specialists"},
-        "average": {"recipe": "average"},
+        "uniform": {"recipe": "uniform"},
         "task-arithmetic": {"recipe": "task-arithmetic"},
         "slerp-equal": {"recipe": "slerp-equal"},
         "self-positioning": {"recipe": "self-positioning"},
@@ -112,11 +112,6 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
         ),
     )
 
-    @property
-    def recipe(self) -> str:
-        """The recipe."""
-        return self.config.recipe
-
     def ground(self, place: Path) -> Ground:
         """Text encoders; or image classifiers, with their loss on the validation images as the probe's."""
         config = self.config
@@ -138,12 +133,8 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
         """Merge the specialists, or do what stands beside it."""
         if recipe in ("joint", "joint-uniform"):
             return self.texts.joint(1.0 if recipe == "joint" else 0.0)
-        if recipe == "specialists":
-            return Merged(tuple(ground.ingredients), "own")
-        if recipe == "average":
-            return Merged((uniform_soup(ground.ingredients),))
-        if recipe == "task-arithmetic":
-            return task_arithmetic(ground, self.config.lengths)
+        if plain := plain_merge(ground, recipe, self.config.lengths):
+            return plain
         if recipe == "slerp-equal":
             return self._equal(ground)
         config = self.config

@@ -28,6 +28,9 @@ def test_images_labels_and_repeatability() -> None:
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, render_glyphs("abλ", 5, seed=3).images)
     assert float(first.images.min()) >= 0 and float(first.images.max()) <= 1
+    colour = first.rgb()
+    assert colour.shape == (15, 3, 16, 16) and colour.dtype == torch.uint8
+    assert (colour.float() / 255 - first.images).abs().max() < 0.002
     # A class is drawn the same whatever stands beside it.
     assert torch.equal(render_glyphs("λa", 5, seed=2).images[:5], first.images[10:])
 
