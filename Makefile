@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/leaven run codet5 dual=0.25 scratch=true train_limit=1000 "pretrain=1000 steps" "finetune=200 steps" --out runs/demo
+	$(BIN)/leaven run codet5 dual=0.25 scratch=true "finetune_rates=[0.01]" "pretrain=900 steps" "finetune=300 steps" --out runs/demo
 	$(BIN)/leaven report runs/demo
 
 test: $(READY)
