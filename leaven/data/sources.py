@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from leaven.data.downloads import offline
-from leaven.data.examples import KINDS, CodeExample, Example, ExampleKind, LabelledImage, Text
+from leaven.data.examples import KINDS, CodeExample, Example, ExampleKind, Labelled, LabelledImage, Text
 from leaven.data.grammars import language_of
 from leaven.data.ledger import Ledger
 from leaven.data.readers.code_folder import code_files, read_code
@@ -19,6 +19,7 @@ from leaven.data.readers.csv_file import read_csv
 from leaven.data.readers.hub import hub_rows, hub_split, load_hub
 from leaven.data.readers.image_folder import read_image_folder
 from leaven.data.readers.jsonl_file import read_jsonl
+from leaven.data.readers.labels import labels_of_one_kind
 from leaven.data.readers.parquet_file import read_parquet
 from leaven.data.readers.paths import existing_file, existing_path
 from leaven.data.readers.rows import Row
@@ -101,8 +102,11 @@ def list_sources() -> list[SourceInfo]:
     ]
     for dataset in STANDARD_SETS.values():
         missing = dataset.missing()
+        beyond = offline() or any(file.selection for file in missing)
         where = "at hand" if not missing else f"downloaded from {dataset.origin} when first used"
-        if missing and offline():
+        if missing and any(file.selection for file in missing):
+            where = f"missing {missing[0].path}, a selection of {dataset.origin}; see LEAVEN_DATA"
+        elif missing and offline():
             where = f"missing {missing[0].path} ({len(missing)} files in all) and the network is off; see LEAVEN_DATA"
         found.append(
             SourceInfo(
@@ -110,7 +114,7 @@ def list_sources() -> list[SourceInfo]:
                 tier="standard",
                 kinds=_kind_names(dataset.kinds),
                 what=f"{dataset.what}; licence {dataset.licence}",
-                available=not (missing and offline()),
+                available=not (missing and beyond),
                 where=where,
             )
         )
@@ -179,6 +183,8 @@ def _typed(rows: Iterator[Row], kind: ExampleKind, ledger: Ledger, classes: int 
         except RowError as error:
             ledger.bad(row.file, row.line, str(error))
         else:
+            if isinstance(example, Labelled):
+                example = replace(example, where=f"{row.file}:{row.line}")
             yield split_key(example), example
 
 
@@ -240,7 +246,7 @@ def open_source(
         split: `train`, `valid`, `test` or `all`. The user's data without splits are divided 80/10/10 by a hash of the
             input (folders: of the file), the same on every machine.
         max_bad_share: share of bad rows, in [0, 1], over which reading fails.
-        classes: number of classes of a `Labelled`; 2 asks for labels 0 and 1.
+        classes: number of classes of a `Labelled`; 2 asks for labels 0 and 1. None takes whole numbers, or names.
 
     Raises: ConfigError for an unknown source, split or a kind that the source does not have; DataError for missing or
     empty data, or too many bad rows.
@@ -265,7 +271,8 @@ def open_source(
             keyed = list[tuple[str, Example]](images)
         else:
             rows, renamed, whole = _own_rows(scheme, spec, argument, split, ledger)
-            keyed = list(_typed((_rename(row, renamed) for row in rows), wanted, ledger, classes))
+            typed = list(_typed((_rename(row, renamed) for row in rows), wanted, ledger, classes))
+            keyed = labels_of_one_kind(typed, ledger)
         ledger.good(len(keyed))
         ledger.check()
         examples = _choose(spec, keyed, split if whole else "all")
@@ -340,7 +347,7 @@ def check_source(
     if first is None:
         return ledger
     found = kind or infer_kind(first.fields.values, f"{first.file}:{first.line} (needs one of {_schemas()})")
-    ledger.good(sum(1 for _ in _typed(chain([first], rows), found, ledger, classes)))
+    ledger.good(len(labels_of_one_kind(list(_typed(chain([first], rows), found, ledger, classes)), ledger)))
     return ledger
 
 

@@ -118,7 +118,7 @@ RECIPES: dict[str, SystemRecipe | FunctionRecipe] = {
             "per_letter": 200,
             "crops": 6000,
             "pretrain": "6000 steps",
-            "label": "3000 steps",
+            "label": "1200 steps",
             "batch_size": 64,
             "seed": 0,
         },

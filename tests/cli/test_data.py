@@ -28,8 +28,13 @@ def refused(capsys, *argv):
         ("missing.jsonl", GOOD.encode() + b'{"source": "a"}\n', "missing.jsonl:2: field 'target' is missing"),
         (
             "type.jsonl",
+            b'{"text": "a", "label": 1}\n{"text": "a", "label": 0.5}\n',
+            "type.jsonl:2: field 'label' is a number with a fraction (0.5), expected a whole number or a name",
+        ),
+        (
+            "mixed.jsonl",
             b'{"text": "a", "label": 1}\n{"text": "a", "label": "x"}\n',
-            "type.jsonl:2: field 'label' is text ('x'), expected a whole",
+            "mixed.jsonl:2: field 'label' is 'x', and most rows have whole numbers there",
         ),
         ("short.csv", b"source,target\na,b\nc\n", "short.csv:3: 1 columns, expected 2"),
         ("bad.py", b"def f(x:\n    return x\n", "bad.py:1: syntax error: does not parse as python"),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from leaven.data import downloads, registry
+from leaven.data import downloads, standard_files
 from leaven.data.cache import cache_dir, write_atomically
 from leaven.data.examples import ClonePair, Pair, TaggedTokens, Text
-from leaven.data.registry import STANDARD_SETS, locate
+from leaven.data.registry import STANDARD_SETS
 from leaven.data.sources import open_source
+from leaven.data.standard_files import locate
 from leaven.data.standard_sets import aligned_lines, conll, wikitext
 from leaven.errors import DataError
 
@@ -81,7 +82,7 @@ def one_set(tmp_path, monkeypatch):
     content = b"a\nb\n"
     public = tmp_path / "public.txt"
     public.write_bytes(content)
-    file = registry.StandardFile("code/x.txt", public.as_uri(), hashlib.sha256(content).hexdigest())
+    file = standard_files.StandardFile("code/x.txt", public.as_uri(), hashlib.sha256(content).hexdigest())
     dataset = replace(STANDARD_SETS["java2cs"], name="x", files={"train": (file, file)}, parts={"train": "train"})
     monkeypatch.setenv("LEAVEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LEAVEN_DATA", raising=False)

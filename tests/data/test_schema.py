@@ -1,6 +1,6 @@
 import pytest
 
-from leaven.data.examples import ClonePair, CodeExample, Labelled, Pair, TaggedTokens, Text
+from leaven.data.examples import ClonePair, CodeExample, Labelled, Pair, ScoredPair, TaggedTokens, Text
 from leaven.data.schema import Fields, RowError, example_from, infer_kind, split_key
 from leaven.errors import DataError
 
@@ -23,6 +23,9 @@ GOOD = [
     ({"source": "a", "target": "b", "other": 1}, Pair, Pair("a", "b")),
     ({"code": "a", "label": 3}, Labelled, Labelled("a", 3)),
     ({"text": "a", "label": 0}, Labelled, Labelled("a", 0)),
+    ({"text": "a", "label": " mail "}, Labelled, Labelled("a", "mail")),
+    ({"text": "a", "label": "1"}, Labelled, Labelled("a", "1")),
+    ({"text1": "a", "text2": "b", "score": 3}, ScoredPair, ScoredPair("a", "b", 3.0)),
     ({"code1": "a", "code2": "b", "label": 1}, ClonePair, ClonePair("a", "b", 1)),
     ({"text": "a"}, Text, Text("a")),
     ({"tokens": ["a", "b"], "tags": ["O", "B-X"]}, TaggedTokens, TaggedTokens(("a", "b"), ("O", "B-X"))),
@@ -41,7 +44,12 @@ BAD = [
     ({"source": 3, "target": "b"}, Pair, r"field 'source' is a number \(3\), expected text"),
     ({"source": "a", "target": ["b"]}, Pair, "field 'target' is a list"),
     ({"text": "  \n"}, Text, "field 'text' is empty"),
-    ({"text": "a", "label": "1"}, Labelled, r"field 'label' is text \('1'\), expected a whole number"),
+    ({"text": "a", "label": "  "}, Labelled, "field 'label' is empty"),
+    ({"code1": "a", "code2": "b", "label": "1"}, ClonePair, r"field 'label' is text \('1'\), expected 0 or 1"),
+    ({"text1": "a", "text2": "b", "score": "3"}, ScoredPair, r"field 'score' is text \('3'\), expected a finite"),
+    ({"text1": "a", "text2": "b", "score": float("nan")}, ScoredPair, "expected a finite number"),
+    ({"text1": "a", "text2": "b", "score": True}, ScoredPair, "field 'score' is true/false"),
+    ({"text1": "a", "text2": "b"}, ScoredPair, "field 'score' is missing"),
     ({"text": "a", "label": 1.5}, Labelled, "a number with a fraction"),
     ({"text": "a", "label": True}, Labelled, "true/false"),
     ({"text": "a", "label": -1}, Labelled, "is -1, expected 0 or more"),
@@ -71,6 +79,9 @@ def test_bad_rows_say_field_value_and_expectation(values, kind, reason):
 
 def test_labels_of_untyped_formats_and_bounds():
     assert example_from(Fields({"text": "a", "label": " 1"}, typed=False), Labelled) == Labelled("a", 1)
+    assert example_from(Fields({"text": "a", "label": "1a"}, typed=False), Labelled) == Labelled("a", "1a")
+    scored = {"text1": "a", "text2": "b", "score": "2.5"}
+    assert example_from(Fields(scored, typed=False), ScoredPair) == ScoredPair("a", "b", 2.5)
     with pytest.raises(RowError, match=r"text .'yes'., expected 0 or 1"):
         example_from(Fields({"text": "a", "label": "yes"}, typed=False), Labelled, classes=2)
     with pytest.raises(RowError, match="is 3, expected a whole number from 0 to 2"):

@@ -102,6 +102,35 @@ def test_parquet(tmp_path):
     assert source.examples == [TaggedTokens(("a",), ("O",)), TaggedTokens(("b",), ("O",))]
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_labels_are_numbers_or_names_by_what_most_rows_have(tmp_path, form):
+    def source(labels):
+        path = tmp_path / f"x.{form}"
+        rows = [{"text": f"t{at}", "label": label} for at, label in enumerate(labels)]
+        if form == "jsonl":
+            return jsonl(path, rows)
+        path.write_text(
+            "".join(f"{text},{label}\n" for text, label in [("text", "label"), *(r.values() for r in rows)])
+        )
+        return f"csv:{path}"
+
+    named = open_source(source(["spam", "ham"] * 20), Labelled, split="all")
+    assert {one.label for one in named} == {"spam", "ham"} and named.examples[1].where.endswith(
+        ":2" if form == "jsonl" else ":3"
+    )
+    for labels, reason in (
+        ([0, 1] * 20 + ["n/a"], "field 'label' is 'n/a', and most rows have whole numbers there"),
+        (["spam", "ham"] * 20 + [7], "field 'label' is 7, and most rows have names there"),
+    ):
+        spec = source(labels)
+        mixed = open_source(spec, Labelled, split="all")
+        (row,) = mixed.ledger.bad_rows
+        assert len(mixed) == 40 and row.reason == reason and row.line == 41 + (form == "csv")
+        assert check_source(spec).bad_count == 1
+    with pytest.raises(DataError, match=r"(?s)2 of 4 rows are bad .*'n/a'"):
+        open_source(source([0, "n/a", 1, "n/b"]), Labelled, split="all")
+
+
 def test_embedded():
     source = open_source("stdlib-code", CodeExample, split="valid")
     assert source.ledger.good_count == len(source) > 100 and source.name == "stdlib-code"

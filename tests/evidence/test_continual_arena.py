@@ -12,14 +12,24 @@ from evidence.small_images import encoder_folder, image_folder
 
 from leaven.adapt.continual import NearestMean, SequentialFineTuning, accuracy_matrix
 from leaven.errors import ConfigError, DataError
+from leaven.evidence.arenas import continual_arena
 from leaven.evidence.arenas.continual_arena import ContinualConfig, ContinualSystem, training_records
 from leaven.evidence.arenas.continual_encoder import raw_pixels
 from leaven.evidence.arenas.continual_search_data import SearchConfig, open_search_data
-from leaven.evidence.arenas.continual_stream import class_stream, figures_of, scored, task_sizes, teach
-from leaven.evidence.arenas.image_data import open_images
+from leaven.evidence.arenas.continual_stream import (
+    class_stream,
+    figures_of,
+    scored,
+    shifted_domains,
+    task_sizes,
+    teach,
+)
+from leaven.evidence.arenas.image_data import ImageData, ImageSet, class_groups, open_images
+from leaven.evidence.arenas.merge_shifts import SHIFTS, shifted
 from leaven.evidence.compare import compare
 from leaven.evidence.report import write_report
-from leaven.evidence.selection import ReadTwiceError
+from leaven.evidence.selection import ReadTwiceError, Sealed
+from leaven.training.randomness import mix
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +208,9 @@ def test_data_that_cannot_be_used_is_named(folder: str, model: str, tmp_path: Pa
         Means.configured(smoke=True, data=few, model=model, tasks=2).measure(tmp_path)
     with pytest.raises(ConfigError, match="tasks=11: of 10 classes"):
         Means.configured(smoke=True, data=folder, model=model, tasks=11).measure(tmp_path)
-    with pytest.raises(ConfigError, match="data=glyph: expected glyphs, or imagefolder:DIR"):
+    with pytest.raises(
+        ConfigError, match="data=glyph: expected glyphs, a standard set of images such as cifar10, or im"
+    ):
         Means.configured(smoke=True, data="glyph", model=model)
     with pytest.raises(DataError, match="nowhere"):
         Means.configured(smoke=True, data="imagefolder:nowhere", model=model).measure(tmp_path)
@@ -259,3 +271,50 @@ def test_replacements_that_do_not_fit_are_refused(folder: str) -> None:
             open_search_data(search(replace_at=places))
     with pytest.raises(ConfigError, match="there are 42 letters"):
         open_search_data(search(pretrain_classes=(2, 60)))
+
+
+def labelled(classes: list[str], each: int) -> ImageData:
+    def part(seed: int) -> ImageSet:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (len(classes) * each, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        return ImageSet(images, tuple(name for name in classes for _ in range(each)))
+
+    return ImageData(classes, part(0), part(1), Sealed(part(2), "x"))
+
+
+def test_classes_of_a_group_come_together_and_a_task_is_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = [f"{group}/{at}" for group, count in (("a", 2), ("b", 3), ("c", 4)) for at in range(count)]
+    data = labelled(classes, 2)
+    orders = {tuple(class_groups(classes, seed)) for seed in range(20)}
+    assert len(orders) == 6 and all(sorted(order) == ["a", "b", "c"] for order in orders)
+    assert class_groups(["a/1", "b"], 0) == {}
+    monkeypatch.setattr(continual_arena, "open_images", lambda *_, **__: labelled(classes, 2))
+
+    def tasks(**options):
+        system = Means.configured(data="omniglot", seed=3, **options)
+        return [list(map(str, task.groups)) for task in system.open_stream().tasks]
+
+    assert tasks(tasks=3) == list(class_groups(classes, 3).values())
+    flat = [name for group in class_groups(classes, 3).values() for name in group]
+    assert tasks(tasks=4) == [flat[:3], flat[3:5], flat[5:7], flat[7:]]
+    assert tasks(tasks=3, first=5) == [flat[:5], flat[5:7], flat[7:]]
+    assert len(class_stream(data, [9], seed=0, spec="x").tasks) == 1
+
+
+def test_domains_are_shares_of_the_images_each_under_a_shift_of_its_own() -> None:
+    data = labelled(["cat", "ship"], 5)
+    found = shifted_domains(data, 5, seed=4, spec="x")
+    assert list(found) == ["as they are", *SHIFTS]
+    whole = labelled(["cat", "ship"], 5)
+    for place, (part, original) in enumerate(
+        [("train", whole.train), ("valid", whole.valid), ("test", whole.test.read())]
+    ):
+        for at, (name, domain) in enumerate(found.items()):
+            images = getattr(domain, part) if part != "test" else domain.test.read()
+            own = original.images[[at, 5 + at]]
+            expected = own if at == 0 else shifted(own, name, seed=mix(4, at, place))
+            assert images.labels == ("cat", "ship") and torch.equal(images.images, expected)
+    with pytest.raises(ConfigError, match=r"tasks=6: expected at most 5, .*as they are, blur, noise"):
+        shifted_domains(whole, 6, seed=0, spec="x")
+    with pytest.raises(DataError, match=r"x: class 'cat' has 2 images in a split, fewer than the 3 domains"):
+        shifted_domains(labelled(["cat", "ship"], 2), 3, seed=0, spec="x")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from leaven.data.rendered.glyphs import CYRILLIC, GREEK, LETTERS
 from leaven.errors import ConfigError, DataError
-from leaven.evidence.arenas.image_data import ALPHABET, open_images
+from leaven.evidence.arenas.image_data import ALPHABET, has_images, open_images
 
 SIZES = {"size": 16, "classes": 4, "per_class": (6, 2, 3), "gap": 0.3}
 
@@ -50,3 +50,30 @@ def test_a_class_that_is_missing_from_a_split_is_named(tmp_path: Path) -> None:
     spec = folder(tmp_path, {"a": 80, "rare": 1})
     with pytest.raises(DataError, match="class 'rare' has"):
         open_images(spec, seed=0, **SIZES)
+
+
+def test_where_a_folder_lies_does_not_decide_which_images_are_drawn(tmp_path: Path) -> None:
+    found = []
+    for name in ("here", "some/where/else"):
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        found.append(open_images(folder(place, {"a": 80, "b": 60}), seed=0, **SIZES))
+    one, other = found
+    assert torch.equal(one.train.images, other.train.images) and torch.equal(one.valid.images, other.valid.images)
+    # Not the first ones by name.
+    assert one.train.images[:6, 0, 0, 0].tolist() != sorted(one.train.images[:, 0, 0, 0].tolist())[:6]
+
+
+@pytest.mark.parametrize(
+    ("spec", "images"),
+    [
+        ("glyphs", True),
+        ("cifar10", True),
+        ("omniglot", True),
+        ("imagefolder:x", True),
+        ("java2cs", False),
+        ("x", False),
+    ],
+)
+def test_sources_of_images(spec: str, images: bool) -> None:
+    assert has_images(spec) == images

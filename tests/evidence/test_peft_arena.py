@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from leaven.adapt.peft import MAM, Adapter, LoRA, Method, Prefix, SVFit, load_adapter
 from leaven.adapt.peft.patches import sha256
+from leaven.adapt.prompting import prompt_tokenizer
 from leaven.errors import ConfigError, DataError, ModelError
 from leaven.evidence.arenas.peft_budget import learned_numbers, matched_widths, projection_numbers, width_for
 from leaven.evidence.arenas.peft_data import ImageRows, LabelledTexts, TextRows, open_texts
@@ -258,8 +259,23 @@ def test_own_texts_and_what_is_wrong_with_them(tmp_path: Path) -> None:
     texts = set(open_texts(spec, limits=LIMITS).train.texts)
     path = tmp_path / "unseen.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rare if not (row["label"] == 5 and row["text"] in texts)))
-    with pytest.raises(DataError, match=r"label 5 is in the (valid|test) split and has no text to train on"):
+    with pytest.raises(DataError, match=r"unseen.jsonl:\d+: label 5 is in the (valid|test) split and no text .*0, 1"):
         open_texts(f"jsonl:{path}", limits=LIMITS)
+
+
+def test_classes_by_name_have_one_order_in_all_splits(tmp_path: Path) -> None:
+    names = {0: "winter", 1: "summer"}
+    rows = [{**row, "label": names[int(str(row["label"]))]} for row in sentences()]
+    data, numbered = open_texts(jsonl(tmp_path, rows), limits=LIMITS), tmp_path / "numbered"
+    numbered.mkdir()
+    same = open_texts(jsonl(numbered), limits=LIMITS)
+    assert data.classes == ["summer", "winter"]
+    for found, by_number in ((data.train, same.train), (data.valid, same.valid), (data.test.read(), same.test.read())):
+        assert dict(zip(found.texts, found.labels, strict=True)) == {
+            text: names[int(label)] for text, label in zip(by_number.texts, by_number.labels, strict=True)
+        }
+        rows_of = TextRows(found, data.classes, prompt_tokenizer(tokenizer()), 16)
+        assert [data.classes[at] for at in rows_of.targets.tolist()] == list(found.labels)
 
 
 def test_topics_have_names_and_lines_of_code_on_demand() -> None:

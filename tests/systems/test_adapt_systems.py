@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from leaven.systems.running import run_in
 from leaven.systems.survey.prompting_survey import METHODS, PromptingSurvey
 
 PEFT = (PetlUnified, SVFitSystem, DSEESystem)
+needs_data = pytest.mark.skipif(
+    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "text").is_dir(),
+    reason="LEAVEN_DATA does not name a folder with the standard data sets",
+)
 COLD = '{"0": ["cold"], "1": ["warm"]}'
 
 
@@ -68,6 +73,19 @@ def test_a_claim_run_measures_every_arm_with_what_its_claims_need(
         assert evidence.arms["random"].budget["stored_bytes"].mean > evidence.arms["svfit"].budget["stored_bytes"].mean
     if system is PromptingSurvey:
         assert evidence.arms["zero-shot"].budget["steps"].mean == 0
+
+
+@needs_data
+@pytest.mark.parametrize("system", [*PEFT, PromptingSurvey])
+def test_the_standard_tier_measures_every_arm_on_public_texts(
+    system: Any, place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "smoke", {**system.smoke, "model": place["text"]})
+    evidence = run_claims(system, tier="standard", smoke=True, seeds=1, out=tmp_path)
+    assert set(evidence.arms) == set(system.arms)
+    headline = {(one.says, one.metric, one.by) for one in system.claims}
+    assert {(one.says, one.metric, one.by) for one in system.claims if "standard" in one.tiers} == headline
+    assert len(evidence.claims) == len(system.claims) and all(math.isfinite(one.effect) for one in evidence.claims)
 
 
 @pytest.mark.parametrize("system", PEFT)

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from leaven.data.examples import Labelled, LabelledImage, Pair, ScoredPair
+from leaven.data.images import load_images
+from leaven.data.sources import open_source
 from leaven.data.stdlib_code import split_of_module, stdlib_code
 from leaven.errors import ConfigError, ModelError
 from leaven.evidence.arenas import merge_sweep, merge_text_ground
 from leaven.evidence.arenas.merge_classifiers import open_image_model
 from leaven.evidence.arenas.merge_embedders import SentenceEncoder, TextStore, open_text_model, text_batch
+from leaven.evidence.arenas.merge_exams import GradedPairs, Ranking
 from leaven.evidence.arenas.merge_rivals import with_low_rank
 from leaven.evidence.arenas.merge_task_images import TASKS, open_tasks
 from leaven.evidence.arenas.merge_text_ground import TextGround
-from leaven.evidence.arenas.merge_texts import TEXT_TASKS, GradedPairs, Ranking, edited
+from leaven.evidence.arenas.merge_texts import TEXT_TASKS, edited
 from leaven.evidence.compare import compare
 from leaven.evidence.runner import run_claims
 from leaven.modalities.code_tokenizer import CodeTokenizer
@@ -35,6 +40,11 @@ from leaven.systems.merge.atlas import FEW_SHOT, Atlas
 from leaven.systems.merge.model_soups import ModelSoups
 from leaven.systems.merge.self_positioning import SelfPositioning
 from leaven.systems.running import run_in
+
+needs_data = pytest.mark.skipif(
+    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "text").is_dir(),
+    reason="LEAVEN_DATA does not name a folder with the standard data sets",
+)
 
 
 def image_encoder(seed: int = 0, labels: int = 0) -> ImageEncoder:
@@ -263,8 +273,96 @@ def test_recipes_that_need_several_tasks_say_so(images: str, tmp_path: Path) -> 
         Atlas.configured(smoke=True, model=images, recipe="few-shot", shots=13).ground(tmp_path)
     with pytest.raises(ConfigError, match=r"rows=\(3,\): expected 2 numbers"):
         SelfPositioning.configured(rows=(3,))
-    with pytest.raises(ConfigError, match="no group 'sts'; there are edits, code, modules"):
+    with pytest.raises(ConfigError, match="no group 'stories'; there are edits, code, modules, sts, headlines"):
+        SelfPositioning.configured(tasks=("stories", "code"))
+    with pytest.raises(ConfigError, match="sts is a group of standard-texts, not of stdlib-texts"):
         SelfPositioning.configured(tasks=("sts", "code"))
+
+
+@needs_data
+def test_public_texts_have_positives_and_negatives_as_published() -> None:
+    pairs = {frozenset((p.first, p.second)): p.score for p in open_source("stsb", ScoredPair, split="all").examples}
+    rows = TEXT_TASKS["sts"].rows("train", 300, 2, 0)
+    assert len(rows) == 300 and rows == TEXT_TASKS["sts"].rows("train", 400, 2, 0)[:300]
+    for row in rows:
+        assert pairs[frozenset((row.query, row.positive))] >= 4 and len(row.negatives) == 2
+        assert row.positive not in row.negatives
+        assert all(pairs.get(frozenset((row.query, text)), 0) <= 2 for text in row.negatives)
+    exam = TEXT_TASKS["sts"].exam("test", 200, 0)
+    assert isinstance(exam, GradedPairs) and min(exam.likeness) == 0 and max(exam.likeness) == 5
+    topics = {one.text: one.label for one in open_source("agnews", Labelled, split="train").examples}
+    articles = {pair.target: f"{pair.source} {pair.target}" for pair in open_source("agnews", Pair).examples}
+    for row in TEXT_TASKS["headlines"].rows("train", 100, 3, 0):
+        topic = topics[f"{row.query} {row.positive}"]
+        assert row.positive not in row.negatives and {topics[articles[text]] for text in row.negatives} == {topic}
+    ranking = TEXT_TASKS["headlines"].exam("test", 50, 0)
+    assert isinstance(ranking, Ranking) and len(ranking.queries) == 50
+    texts_of = {pair.source: pair.target for pair in open_source("agnews", Pair, split="test").examples}
+    assert all(ranking.documents[at] == texts_of[q] for q, (at,) in zip(ranking.queries, ranking.relevant, strict=True))
+
+
+@needs_data
+def test_handwritten_tasks_are_parts_of_one_alphabet_each_in_its_style() -> None:
+    options = {"classes": 13, "per_class": (4, 2, 3), "size": 32}
+    tasks = open_tasks("omniglot-tasks", seed=2, **options)
+    assert len(tasks) == TASKS + 1 and len({task.name for task in open_tasks("omniglot-tasks", seed=3, **options)}) == 7
+    drawn = {}
+    for split in ("train", "valid", "test"):
+        examples = open_source("omniglot", LabelledImage, split=split).examples
+        for one, image in zip(examples, load_images([one.path for one in examples], 32), strict=True):
+            drawn[image.numpy().tobytes()] = (split, one.label)
+    undo = {
+        "inverted": lambda images: 255 - images,
+        "turned": lambda images: torch.rot90(images, -1, (2, 3)),
+        "mirrored": lambda images: images.flip(3),
+        "upside down": lambda images: images.flip(2),
+        "tinted": lambda images: torch.cat([images[:, :1], 255 - images[:, 1:]], 1),
+    }
+    seen: set[str] = set()
+    for at, task in enumerate(tasks):
+        alphabet, _, style = task.name.partition(" ")
+        characters: dict[int, str] = {}
+        for split, part, each in (("train", task.train, 4), ("valid", task.valid, 2), ("test", task.test.read(), 3)):
+            assert set(part.fields["task"].tolist()) == {at if at < TASKS else 0}
+            assert part.fields["label"].bincount().tolist() == [each] * 13
+            originals = undo.get(style, lambda images: images)(part.images).contiguous()
+            for image, label in zip(originals, part.fields["label"].tolist(), strict=True):
+                found, name = drawn[image.numpy().tobytes()]
+                assert found == split and name.startswith(f"{alphabet}/") and characters.setdefault(label, name) == name
+        assert len(set(characters.values())) == 13 and not seen & set(characters.values())
+        seen |= set(characters.values())
+    with pytest.raises(ConfigError, match="task_classes=14: the alphabets of omniglot make 6 tasks"):
+        open_tasks("omniglot-tasks", seed=0, **{**options, "classes": 14})
+    with pytest.raises(ConfigError, match="data=glyph-tasks, task_classes=5: expected glyph-tasks with at most 4"):
+        open_tasks(seed=0, **{**options, "classes": 5})
+
+
+@needs_data
+def test_model_soups_have_a_standard_tier(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelSoups, "smoke", {**ModelSoups.smoke, "model": images, "image_limit": 6})
+    evidence = run_claims(ModelSoups, tier="standard", smoke=True, seeds=1, out=tmp_path)
+    assert ModelSoups.configured(tier="standard").config.data == "cifar10" and ModelSoups.seeds["standard"] == 3
+    assert set(evidence.arms) == set(ModelSoups.arms) and len(evidence.claims) == len(ModelSoups.claims)
+
+
+@needs_data
+def test_atlas_has_a_standard_tier(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Atlas, "smoke", {**Atlas.smoke, "model": images})
+    evidence = run_claims(Atlas, tier="standard", smoke=True, seeds=1, out=tmp_path)
+    assert Atlas.configured(tier="standard").config.data == "omniglot-tasks" and Atlas.seeds["standard"] == 3
+    assert set(evidence.arms) == set(Atlas.arms) and len(evidence.claims) == len(Atlas.claims)
+
+
+@needs_data
+def test_self_positioning_has_a_standard_tier(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SelfPositioning, "smoke", {**SelfPositioning.smoke, "model": texts})
+    tested = [claim for claim in SelfPositioning.claims if "standard" in claim.tiers]
+    arms = {name: SelfPositioning.arms[name] for claim in tested for name in (claim.better, claim.than)}
+    monkeypatch.setattr(SelfPositioning, "arms", arms)
+    evidence = run_claims(SelfPositioning, tier="standard", smoke=True, seeds=1, out=tmp_path)
+    assert set(evidence.arms) == set(arms)
+    assert {one.metric for one in evidence.claims} == {"score", "worst drop", "sts"}
+    assert {"sts", "headlines", "worst drop"} <= set(evidence.arms["self-positioning"].metrics)
 
 
 def test_self_positioning_from_specialists_to_saved_encoder(texts: str, tmp_path: Path) -> None:

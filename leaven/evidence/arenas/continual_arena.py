@@ -27,7 +27,7 @@ from leaven.evidence.arenas.continual_stream import (
     task_sizes,
     teach,
 )
-from leaven.evidence.arenas.image_data import GLYPHS, open_images
+from leaven.evidence.arenas.image_data import GLYPHS, class_groups, has_images, open_images
 from leaven.evidence.selection import best_of_grid
 from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
 from leaven.metrics.continual import last_accuracy, seen_accuracy
@@ -36,11 +36,26 @@ from leaven.training.config import TrainingConfig
 
 Curves = dict[str, list[dict[str, Any]]]
 
+EMBEDDED: dict[str, Any] = {"train_images": 25, "test_images": 30, "epochs": 5}
+"""The embedded tier: few images, so that all arms of a seed take minutes."""
+STANDARD: dict[str, Any] = {
+    "data": "cifar10",
+    "train_images": 30,
+    "valid_images": 10,
+    "test_images": 30,
+    "epochs": 5,
+    "batch_size": 8,
+}
+"""The standard tier: five tasks of two classes of photographs, few images, since every arm trains on one core."""
+
 
 class StreamConfig(SystemConfig):
     """Options of a stream of labelled images and of the training on its tasks."""
 
-    data: str = Field("glyphs", description="labelled images: glyphs, or imagefolder:DIR with a folder for each class")
+    data: str = Field(
+        "glyphs",
+        description="labelled images: glyphs, cifar10, omniglot, or imagefolder:DIR with a folder for each class",
+    )
     size: int = Field(32, ge=8, le=1024, description="side of the images in pixels, as the model reads them")
     tasks: int = Field(5, ge=1, le=1000, description="tasks of the stream")
     classes: int = Field(20, ge=2, le=24, description="classes of the glyphs; a folder keeps all of its own")
@@ -57,8 +72,11 @@ class StreamConfig(SystemConfig):
     @field_validator("data")
     @classmethod
     def _of_images(cls, spec: str) -> str:
-        if spec != GLYPHS and not spec.startswith("imagefolder:"):
-            raise ConfigError(f"data={spec}: expected {GLYPHS}, or imagefolder:DIR with a folder for each class")
+        if not has_images(spec):
+            raise ConfigError(
+                f"data={spec}: expected {GLYPHS}, a standard set of images such as cifar10, or imagefolder:DIR with a "
+                "folder for each class"
+            )
         return spec
 
     @property
@@ -136,13 +154,17 @@ class ContinualSystem(System[C]):
         return figures_of(matrix, sizes)
 
     def open_stream(self) -> ImageStream:
-        """The tasks; the seed decides the glyphs and the order of the classes.
+        """The tasks; the seed decides the glyphs and the order of the classes. With as many tasks as there are groups
+        of classes, such as alphabets, a task is a group.
 
         Raises: ConfigError for tasks that do not fit the classes; DataError for a class with too few images.
         """
         c = self.config
         data = open_images(c.data, size=c.size, classes=c.classes, per_class=c.per_class, gap=c.gap, seed=c.seed)
-        return class_stream(data, task_sizes(len(data.classes), c.tasks, c.first), seed=c.seed, spec=c.data)
+        groups = [len(group) for group in class_groups(data.classes, c.seed).values()]
+        whole = len(groups) == c.tasks and not c.first and min(groups) > 1
+        sizes = groups if whole else task_sizes(len(data.classes), c.tasks, c.first)
+        return class_stream(data, sizes, seed=c.seed, spec=c.data)
 
     def open_encoder(self) -> PixelEncoder:
         """The encoder, or the control in its place. Raises: what `open_encoder` and `random_twin` raise."""

@@ -13,10 +13,12 @@ from leaven.adapt.continual import Increment, Learner, accuracy_matrix, class_in
 from leaven.adapt.continual.features import Inputs
 from leaven.adapt.continual.learner import Label, Labels
 from leaven.errors import ConfigError, DataError
-from leaven.evidence.arenas.image_data import ImageData, ImageSet
+from leaven.evidence.arenas.image_data import ImageData, ImageSet, class_groups
+from leaven.evidence.arenas.merge_shifts import SHIFTS, shifted
 from leaven.evidence.selection import Sealed
 from leaven.evidence.system import Figures
 from leaven.metrics.continual import average_incremental_accuracy, backward_transfer, forgetting, last_accuracy
+from leaven.training.randomness import mix
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def task_sizes(classes: int, tasks: int, first: int = 0) -> list[int]:
 
 
 def class_stream(data: ImageData, sizes: Sequence[int], *, seed: int, spec: str) -> ImageStream:
-    """Tasks that have classes of their own, in an order that the seed decides.
+    """Tasks that have classes of their own, in an order that the seed decides; those of a group come together.
 
     Raises: DataError for a class with a single image to train on.
     """
@@ -91,9 +93,10 @@ def class_stream(data: ImageData, sizes: Sequence[int], *, seed: int, spec: str)
             f"{spec}: class {rare!r} has {counts[rare]} image to train on; a task needs at least 2 of each class: add "
             "images, or leave the class out"
         )
+    order = [name for group in class_groups(data.classes, seed).values() for name in group]
     test = Part.of(data.test.read())
     return ImageStream(
-        class_increments(data.train.labels, sizes, seed=seed),
+        class_increments(data.train.labels, sizes, seed=None if order else seed, order=order or None),
         len(data.classes),
         Part.of(data.train),
         Part.of(data.valid),
@@ -114,6 +117,47 @@ def domain_stream(domains: dict[str, ImageData], *, spec: str) -> ImageStream:
         test.images,
         Sealed(test, spec),
     )
+
+
+def shifted_domains(data: ImageData, domains: int, *, seed: int, spec: str) -> dict[str, ImageData]:
+    """The images of every class divided among domains: the first as they are, each other one under a shift.
+
+    Raises: ConfigError for more domains than there are shifts; DataError for a class with fewer images than domains.
+    """
+    names = ["as they are", *SHIFTS]
+    if domains > len(names):
+        raise ConfigError(
+            f"tasks={domains}: expected at most {len(names)}, as there are the domains {', '.join(names)}"
+        )
+    parts = [_shares(part, domains, spec) for part in (data.train, data.valid, data.test.read())]
+    found = {}
+    for at, name in enumerate(names[:domains]):
+        train, valid, test = (
+            shares[at] if name not in SHIFTS else _under(shares[at], name, mix(seed, at, place))
+            for place, shares in enumerate(parts)
+        )
+        found[name] = ImageData(data.classes, train, valid, Sealed(test, spec))
+    return found
+
+
+def _shares(part: ImageSet, shares: int, spec: str) -> list[ImageSet]:
+    """Of each class, every so many-th image."""
+    counts: Counter[str] = Counter()
+    rows: list[list[int]] = [[] for _ in range(shares)]
+    for row, label in enumerate(part.labels):
+        rows[counts[label] % shares].append(row)
+        counts[label] += 1
+    rare = min(counts, key=counts.__getitem__)
+    if counts[rare] < shares:
+        raise DataError(
+            f"{spec}: class {rare!r} has {counts[rare]} images in a split, fewer than the {shares} domains: take more "
+            "images of a class, or fewer tasks"
+        )
+    return [ImageSet(part.images[own], tuple(part.labels[row] for row in own)) for own in rows]
+
+
+def _under(images: ImageSet, shift: str, seed: int) -> ImageSet:
+    return ImageSet(shifted(images.images, shift, seed=seed), images.labels)
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from leaven.contracts import Batch, Tokens
 from leaven.data.loader import Loader
 from leaven.errors import ConfigError, ModelError
+from leaven.evidence.arenas.merge_exams import TextRow
 from leaven.evidence.arenas.merge_ground import LazyBatches
-from leaven.evidence.arenas.merge_texts import TextRow
 from leaven.merge import open_weights
 from leaven.models.encoder import TextEncoder
 from leaven.models.loading import load_model_and_tokenizer

@@ -37,7 +37,7 @@ class MergeConfig(SystemConfig):
     """Options that the systems of the merge arena share: where fine-tuned image classifiers come from."""
 
     recipe: str = Field("uniform", description="how the ingredients become one model")
-    data: str = Field(GLYPHS, description="labelled images: glyphs, or imagefolder:DIR")
+    data: str = Field(GLYPHS, description="labelled images: glyphs, cifar10, omniglot, or imagefolder:DIR")
     model: str = Field("zoo:mini-vit", description="what the fine-tuned models start from: zoo:NAME, hf:ID or a folder")
     ingredients: str = Field(
         "",

@@ -1,4 +1,4 @@
-"""Images of several tasks: glyphs of disjoint alphabets, each in a style of its own."""
+"""Images of several tasks: disjoint characters, rendered or handwritten, each task in a style of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from leaven.data.rendered.glyphs import DIGITS, GlyphStyle, render_glyphs
-from leaven.evidence.arenas.image_data import ALPHABET
+from leaven.errors import ConfigError
+from leaven.evidence.arenas.image_data import ALPHABET, ImageSet, class_groups, open_images
 from leaven.evidence.selection import Sealed
 
+GLYPH_TASKS, OMNIGLOT_TASKS = "glyph-tasks", "omniglot-tasks"
 STYLES: tuple[tuple[str, float], ...] = (
     ("as drawn", 0.2),
     ("inverted", 0.4),
@@ -22,8 +24,8 @@ STYLES: tuple[tuple[str, float], ...] = (
     ("tinted", 0.4),
     ("upside down", 0.5),
 )
-"""How the glyphs of each task look: what is done to them, and their distance from plain print. The last is kept for
-adaptation to a task that no model has seen."""
+"""How the images of each task look: what is done to them, and the distance of glyphs from plain print. The last is kept
+for adaptation to a task that no model has seen."""
 
 TASKS = len(STYLES) - 1
 _CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -75,15 +77,28 @@ def _images(characters: str, *, style: int, per_class: int, size: int, seed: int
     )
 
 
-def open_tasks(*, classes: int, per_class: tuple[int, int, int], size: int, seed: int) -> list[TaskSplits]:
+def open_tasks(
+    data: str = GLYPH_TASKS, *, classes: int, per_class: tuple[int, int, int], size: int, seed: int
+) -> list[TaskSplits]:
     """One task for each of `STYLES`; no character is in two of them. In the last, the field `task` is 0.
 
     Args:
-        classes: characters of a task, 2 to 4.
-        per_class: images of a character to train, choose and test on.
+        data: "glyph-tasks", rendered characters; or "omniglot-tasks", handwritten ones, those of a task being of one
+            alphabet.
+        classes: characters of a task, from 2; to 4 of glyphs, to 13 of omniglot.
+        per_class: most images of a character to train, choose and test on; omniglot has 12, 3 and 5.
         size: side in pixels. seed: of the images, and of which characters each task gets.
+
+    Raises: ConfigError for other data or more classes; DataError when the files of omniglot are not to be had.
     """
+    if data == OMNIGLOT_TASKS:
+        return _handwritten(classes, per_class, size, seed)
     characters = ALPHABET + DIGITS
+    if data != GLYPH_TASKS or classes > len(characters) // len(STYLES):
+        raise ConfigError(
+            f"data={data}, task_classes={classes}: expected {GLYPH_TASKS} with at most "
+            f"{len(characters) // len(STYLES)} classes, or {OMNIGLOT_TASKS}"
+        )
     order = torch.randperm(len(characters), generator=torch.Generator().manual_seed(seed)).tolist()
     tasks = []
     for style, (change, gap) in enumerate(STYLES):
@@ -96,6 +111,35 @@ def open_tasks(*, classes: int, per_class: tuple[int, int, int], size: int, seed
         name = f"{chosen} {change}, gap {gap:g}"
         tasks.append(TaskSplits(name, train, valid, Sealed(test, name)))
     return tasks
+
+
+def _handwritten(classes: int, per_class: tuple[int, int, int], size: int, seed: int) -> list[TaskSplits]:
+    data = open_images("omniglot", size=size, classes=classes, per_class=per_class, gap=0.0, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    groups = []
+    for alphabet, names in class_groups(data.classes, seed).items():
+        order = torch.randperm(len(names), generator=generator)[: len(names) // classes * classes]
+        groups += [(alphabet, sorted(names[at] for at in part)) for part in order.view(-1, classes).tolist()]
+    if len(groups) < len(STYLES):
+        raise ConfigError(
+            f"task_classes={classes}: the alphabets of omniglot make {len(groups)} tasks of so many characters, fewer "
+            f"than {len(STYLES)}: take fewer classes"
+        )
+    chosen = torch.randperm(len(groups), generator=generator)[: len(STYLES)].tolist()
+    test, tasks = data.test.read(), []
+    for style, (alphabet, names) in enumerate(groups[at] for at in chosen):
+        name = f"{alphabet} {STYLES[style][0]}"
+        train, valid, tested = (_of(part, names, style) for part in (data.train, data.valid, test))
+        tasks.append(TaskSplits(name, train, valid, Sealed(tested, name)))
+    return tasks
+
+
+def _of(images: ImageSet, classes: Sequence[str], style: int) -> TaskImages:
+    """The images of some classes in a style, class by class."""
+    rows = [row for name in classes for row, label in enumerate(images.labels) if label == name]
+    labels = torch.tensor([classes.index(images.labels[row]) for row in rows])
+    task = torch.full_like(labels, style if style < TASKS else 0)
+    return TaskImages(_CHANGES[STYLES[style][0]](images.images[rows]).contiguous(), {"task": task, "label": labels})
 
 
 def first_of_each(data: TaskImages, shots: int) -> TaskImages:

@@ -1,4 +1,4 @@
-"""Several tasks for one image encoder: glyphs of disjoint alphabets in different styles, each with a frozen head."""
+"""Several tasks for one image encoder: disjoint characters in different styles, each with a frozen head."""
 
 from __future__ import annotations
 
@@ -89,8 +89,9 @@ def class_means(features: Tensor, data: TaskImages, centre: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTraining:
-    """How the specialists are made. epochs, learning_rate: of each; per_class, classes: see `open_tasks`."""
+    """How the specialists are made. epochs, learning_rate: of each; data, per_class, classes: see `open_tasks`."""
 
+    data: str
     model: str
     classes: int
     per_class: tuple[int, int, int]
@@ -108,7 +109,11 @@ class TaskGrounds:
         image_model = open_image_model(training.model)
         self.pixels = image_model.pixels
         self.tasks = open_tasks(
-            classes=training.classes, per_class=training.per_class, size=image_model.size, seed=training.seed
+            training.data,
+            classes=training.classes,
+            per_class=training.per_class,
+            size=image_model.size,
+            seed=training.seed,
         )
         encoder = FeatureEncoder(image_model).eval()
         self.train = TaskImages.joined([task.train for task in self.tasks[:TASKS]])

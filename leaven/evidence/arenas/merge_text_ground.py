@@ -29,11 +29,12 @@ from leaven.evidence.arenas.merge_embedders import (
     text_batches,
     text_loader,
 )
+from leaven.evidence.arenas.merge_exams import Exam, TextRow
 from leaven.evidence.arenas.merge_folder import checkpoint_paths
 from leaven.evidence.arenas.merge_ground import Ground, Judge, LazyBatches, Merged
 from leaven.evidence.arenas.merge_kept import KeptWeights, Records
 from leaven.evidence.arenas.merge_sweep import MergeConfig
-from leaven.evidence.arenas.merge_texts import Exam, TextRow, text_task
+from leaven.evidence.arenas.merge_texts import STANDARD, STDLIB, text_task
 from leaven.evidence.selection import Sealed
 from leaven.evidence.system import Figures
 from leaven.merge import Weights, open_weights, task_conflict
@@ -45,19 +46,25 @@ from leaven.training.config import TrainingConfig
 from leaven.training.loop import fit
 from leaven.training.randomness import mix
 
-STDLIB = "stdlib-texts"
+TEXTS = (STDLIB, STANDARD)
 
 
 class TextMergeConfig(MergeConfig):
     """Options of merging text embedding models, beside those of merging image classifiers."""
 
     data: str = Field(
-        STDLIB, description="stdlib-texts: docstrings and code; or labelled images: glyphs, imagefolder:DIR"
+        STDLIB,
+        description="stdlib-texts: docstrings and code; standard-texts: stsb and agnews; or labelled images: glyphs, "
+        "imagefolder:DIR",
     )
     model: str = Field(
         "", description="what the specialists start from: zoo:NAME, hf:ID or a folder; empty: minilm, or zoo:mini-vit"
     )
-    tasks: tuple[str, ...] = Field(("edits", "code"), min_length=2, description="groups of tasks: edits, code, modules")
+    tasks: tuple[str, ...] = Field(
+        ("edits", "code"),
+        min_length=2,
+        description="groups of tasks: edits, code, modules of stdlib-texts; sts, headlines of standard-texts",
+    )
     rows: tuple[int, ...] = Field((100, 800), description="texts to train on, of each group")
     probe: tuple[int, ...] = Field((256, 256), description="texts to search the position with, of each group")
     exam_rows: int = Field(300, ge=10, description="most texts of each group to choose and test with")
@@ -83,7 +90,10 @@ class TextMergeConfig(MergeConfig):
         if min(self.hard_negatives) < 1:
             raise ConfigError(f"hard_negatives={self.hard_negatives}: expected at least one each")
         for task in self.tasks:
-            text_task(task)
+            if text_task(task).data != self.data and self.data in TEXTS:
+                raise ConfigError(
+                    f"tasks={self.tasks}: {task} is a group of {text_task(task).data}, not of {self.data}"
+                )
         return self
 
 
@@ -249,7 +259,7 @@ class TextGround:
             objective=self.objective,
             batches=self.probe_batches(),
             valid=judge("valid"),
-            test=Sealed(judge("test"), STDLIB),
+            test=Sealed(judge("test"), config.data),
             figure="score",
             budget={} if config.ingredients else {"allowed steps": float(self.steps)},
             save=self.save,

@@ -1,100 +1,33 @@
-"""Groups of tasks for text embeddings, from the standard library: edited docstrings, code search, modules."""
+"""Groups of tasks for text embeddings: of the standard library, and of the standard sets stsb and agnews."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from leaven.data.examples import CodeExample
+from leaven.data.examples import CodeExample, Labelled, Pair, ScoredPair
+from leaven.data.sources import open_source
 from leaven.data.splits import Split, hash_share
 from leaven.data.stdlib_code import stdlib_code
 from leaven.errors import ConfigError, DataError
+from leaven.evidence.arenas.merge_exams import Exam, GradedPairs, Ranking, TextRow
 
-Encode = Callable[[Sequence[str]], Tensor]
-"""Unit vectors (texts, dim) of texts."""
-
+STDLIB, STANDARD = "stdlib-texts", "standard-texts"
 GRADES = (0.0, 0.2, 0.4, 0.6, 0.8)
 """Shares of words that graded edits change."""
 
 
-class TextRow(NamedTuple):
-    """A query, a text that belongs to it, texts that do not; rows of one group are no negatives of each other."""
+class TextTask(ABC):
+    """A kind of likeness. The library is split by its top-level modules, so that no two splits share one.
 
-    query: str
-    positive: str
-    negatives: tuple[str, ...]
-    group: int
-
-
-class Exam(ABC):
-    """Texts and what is right about them."""
-
-    @abstractmethod
-    def score(self, encode: Encode) -> float:
-        """The figure of an encoder, at most 100."""
-
-    @abstractmethod
-    def texts(self) -> list[str]:
-        """All texts that are encoded."""
-
-
-@dataclass(frozen=True)
-class GradedPairs(Exam):
-    """Pairs of texts whose likeness is known up to its order; scored by Spearman's correlation."""
-
-    first: list[str]
-    second: list[str]
-    likeness: list[float]
-
-    def score(self, encode: Encode) -> float:
-        """100 * Spearman's correlation of cosines and likeness; 0 where all cosines are the same."""
-        from scipy.stats import spearmanr
-
-        cosines = (encode(self.first) * encode(self.second)).sum(1).double().numpy()
-        found = 100 * float(spearmanr(cosines, self.likeness).statistic) if np.ptp(cosines) > 0 else 0.0
-        return found if math.isfinite(found) else 0.0
-
-    def texts(self) -> list[str]:
-        """Both sides."""
-        return [*self.first, *self.second]
-
-
-@dataclass(frozen=True)
-class Ranking(Exam):
-    """Queries that are to rank documents; scored by nDCG@10.
-
-    relevant: the documents' places for each query, at least one.
+    data: STDLIB or STANDARD, where the texts come from.
     """
 
-    queries: list[str]
-    documents: list[str]
-    relevant: list[list[int]]
-
-    def score(self, encode: Encode) -> float:
-        """100 * mean nDCG@10; a document that is the query itself is left out of its ranking."""
-        from sklearn.metrics import ndcg_score
-
-        cosines = (encode(self.queries) @ encode(self.documents).T).double().numpy()
-        truth = np.zeros(cosines.shape)
-        for query, (text, places) in enumerate(zip(self.queries, self.relevant, strict=True)):
-            truth[query, places] = 1
-            cosines[query, [at for at, document in enumerate(self.documents) if document == text]] = -2
-        return 100 * float(ndcg_score(truth, cosines, k=10))
-
-    def texts(self) -> list[str]:
-        """Queries and documents."""
-        return [*self.queries, *self.documents]
-
-
-class TextTask(ABC):
-    """A kind of likeness. Splits are those of the library's top-level modules, so that none shares a module."""
+    data: ClassVar[str] = STDLIB
 
     @abstractmethod
     def rows(self, split: Split, count: int, negatives: int, seed: int) -> list[TextRow]:
@@ -229,7 +162,79 @@ class Modules(TextTask):
         return sorted((t for texts in kept.values() for t in texts), key=lambda text: hash_share(text, seed)), kept
 
 
-TEXT_TASKS: dict[str, TextTask] = {"edits": Edits(), "code": CodeSearch(), "modules": Modules()}
+class Sentences(TextTask):
+    """Sentences of the STS benchmark are alike from 0 to 5."""
+
+    data = STANDARD
+
+    def rows(self, split: Split, count: int, negatives: int, seed: int) -> list[TextRow]:
+        """Pairs from 4 up; negatives are what is alike by 2 at most, else sentences of other pairs."""
+        pairs = self._pairs(split, seed)
+        unlike, alike = defaultdict[str, list[str]](list), defaultdict[str, set[str]](set)
+        for pair in pairs:
+            for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                if pair.score <= 2:
+                    unlike[one].append(other)
+                else:
+                    alike[one].add(other)
+        made = []
+        for group, pair in enumerate([pair for pair in pairs if pair.score >= 4][:count]):
+            rng, known = np.random.default_rng([seed, group]), {pair.first, pair.second, *alike[pair.first]}
+            others = (pairs[at].second for at in rng.permutation(len(pairs)))
+            far = [*unlike[pair.first], *(text for text in others if text not in known)]
+            made.append(TextRow(pair.first, pair.second, tuple(far[:negatives]), group))
+        return made
+
+    def exam(self, split: Split, count: int, seed: int) -> GradedPairs:
+        """Pairs with their published scores."""
+        pairs = self._pairs(split, seed)[:count]
+        return GradedPairs([p.first for p in pairs], [p.second for p in pairs], [p.score for p in pairs])
+
+    @staticmethod
+    def _pairs(split: Split, seed: int) -> list[ScoredPair]:
+        pairs = open_source("stsb", ScoredPair, split=split).examples
+        return sorted(pairs, key=lambda pair: hash_share(f"{pair.first}\0{pair.second}", seed))
+
+
+class Headlines(TextTask):
+    """A headline finds its article."""
+
+    data = STANDARD
+
+    def rows(self, split: Split, count: int, negatives: int, seed: int) -> list[TextRow]:
+        """Negatives are other articles on the same topic."""
+        news = self._news(split, seed)
+        by_topic = defaultdict[object, list[str]](list)
+        for pair, topic in news:
+            by_topic[topic].append(pair.target)
+        made = []
+        for group, (pair, topic) in enumerate(news[:count]):
+            order = np.random.default_rng([seed, group]).permutation(len(by_topic[topic]))
+            near = [by_topic[topic][at] for at in order if by_topic[topic][at] != pair.target]
+            made.append(TextRow(pair.source, pair.target, tuple(near[:negatives]), group))
+        return made
+
+    def exam(self, split: Split, count: int, seed: int) -> Ranking:
+        """Each headline ranks the articles of all."""
+        pairs = [pair for pair, _ in self._news(split, seed)[:count]]
+        texts = list(dict.fromkeys(pair.target for pair in pairs))
+        place = {text: at for at, text in enumerate(texts)}
+        return Ranking([pair.source for pair in pairs], texts, [[place[pair.target]] for pair in pairs])
+
+    @staticmethod
+    def _news(split: Split, seed: int) -> list[tuple[Pair, object]]:
+        pairs = open_source("agnews", Pair, split=split).examples
+        topics = [one.label for one in open_source("agnews", Labelled, split=split).examples]
+        return sorted(zip(pairs, topics, strict=True), key=lambda item: hash_share(item[0].source, seed))
+
+
+TEXT_TASKS: dict[str, TextTask] = {
+    "edits": Edits(),
+    "code": CodeSearch(),
+    "modules": Modules(),
+    "sts": Sentences(),
+    "headlines": Headlines(),
+}
 """Every group of tasks by name."""
 
 

@@ -14,14 +14,13 @@ from pydantic import Field, PositiveFloat, field_validator
 
 from leaven.adapt.peft import Method, save_adapter
 from leaven.data.loader import Loader
-from leaven.evidence.arenas.image_data import open_images
+from leaven.evidence.arenas.image_data import has_images, open_images
 from leaven.evidence.arenas.peft_data import (
     ClassificationTask,
     ImageRows,
     LabelledTexts,
     Rows,
     TextRows,
-    has_images,
     open_texts,
 )
 from leaven.evidence.arenas.peft_model import (
@@ -57,7 +56,8 @@ class PeftConfig(TrainedConfig):
 
     data: str = Field(
         "docstring-topics",
-        description="docstring-topics, or rows of {text, label} such as jsonl:FILE; glyphs, or imagefolder:DIR",
+        description="docstring-topics, sst2, agnews, trec, or rows of {text, label} such as jsonl:FILE; glyphs, or "
+        "imagefolder:DIR",
     )
     model: str = Field(
         "", description="zoo:NAME, hf:ID or a folder; empty: zoo:mini-mlm for texts, zoo:mini-vit for images"

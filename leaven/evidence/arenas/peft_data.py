@@ -17,7 +17,7 @@ from leaven.data.examples import Labelled
 from leaven.data.sources import open_source
 from leaven.data.splits import Split, some_by_hash
 from leaven.errors import DataError
-from leaven.evidence.arenas.image_data import GLYPHS, ImageSet
+from leaven.evidence.arenas.image_data import ImageSet
 from leaven.evidence.selection import Sealed
 from leaven.modalities.image import pixel_values
 
@@ -45,39 +45,43 @@ class TextData:
     test: Sealed[LabelledTexts]
 
 
-def has_images(spec: str) -> bool:
-    """Whether a source has images rather than texts."""
-    return spec == GLYPHS or spec.startswith("imagefolder:")
-
-
 def open_texts(spec: str, *, limits: tuple[int, int, int], source: bool = False) -> TextData:
     """Texts of a source.
 
     Args:
         spec: "docstring-topics", what a piece of the standard library is about; or rows of {text, label}, such as
-            `jsonl:FILE` or `csv:FILE`, whose labels are whole numbers.
+            `jsonl:FILE` or `csv:FILE`, whose labels are whole numbers or names; or agnews, sst2, trec.
         limits: most texts in train, valid and test; which depends on each text alone.
         source: docstring-topics: lines of code too.
 
     Raises: ConfigError and DataError as `open_source` does; DataError for fewer than two classes, or a class of valid
-    or test that has no text to train on.
+    or test that has no text to train on. Classes stand in the order of their numbers or names.
     """
     names: tuple[Split, ...] = ("train", "valid", "test")
     splits = [some_by_hash(_labelled(spec, split, source), most) for split, most in zip(names, limits, strict=True)]
-    indices = sorted({example.label for example in splits[0]})
-    if len(indices) < 2:
-        raise DataError(f"{spec}: the train split has {len(indices)} classes; expected two or more")
+    known = {example.label for example in splits[0]}
+    if len(known) < 2:
+        raise DataError(f"{spec}: the train split has {len(known)} classes; expected two or more")
     for split, found in zip(names, splits, strict=True):
         if not found:
             raise DataError(f"{spec}: the {split} split has no text: give more rows")
-        if unknown := sorted({example.label for example in found} - set(indices)):
-            raise DataError(f"{spec}: label {unknown[0]} is in the {split} split and has no text to train on")
-    topics = list(TOPICS)
-    named = {at: topics[at] if spec == DOCSTRING_TOPICS else str(at) for at in indices}
+        if unknown := next((example for example in found if example.label not in known), None):
+            raise DataError(
+                f"{unknown.where or spec}: label {unknown.label!r} is in the {split} split and no text to train on has "
+                f"it; there are {', '.join(sorted(map(str, known)))}"
+            )
+    named = _names(spec, known)
     train, valid, test = (
         LabelledTexts(tuple(one.text for one in found), tuple(named[one.label] for one in found)) for found in splits
     )
     return TextData(list(named.values()), train, valid, Sealed(test, spec))
+
+
+def _names(spec: str, labels: set[int | str]) -> dict[int | str, str]:
+    """Names of the classes by their labels, in order."""
+    topics = list(TOPICS)
+    ordered = sorted(labels, key=lambda label: (0, label, "") if isinstance(label, int) else (1, 0, label))
+    return {at: topics[at] if spec == DOCSTRING_TOPICS and isinstance(at, int) else str(at) for at in ordered}
 
 
 @cache

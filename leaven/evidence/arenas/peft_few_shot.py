@@ -38,8 +38,14 @@ WORDS: dict[str, tuple[str, ...]] = {
     "files": ("file", "path"),
     "debugging": ("test", "frame"),
     "modules": ("module", "import"),
+    "negative": ("bad", "terrible"),
+    "positive": ("good", "great"),
+    "World": ("world", "country"),
+    "Sports": ("game", "team"),
+    "Business": ("business", "market"),
+    "Sci/Tech": ("computer", "science"),
 }
-"""Label words of docstring-topics."""
+"""Label words of docstring-topics, sst2 and agnews."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ def _drawn(texts: LabelledTexts, classes: list[str], per_class: int, seed: int) 
 class FewShotConfig(SystemConfig):
     """Options that the systems of the arena share."""
 
-    data: str = Field(DOCSTRING_TOPICS, description="docstring-topics, or rows of {text, label} such as jsonl:FILE")
+    data: str = Field(
+        DOCSTRING_TOPICS, description="docstring-topics, sst2, agnews, or rows of {text, label} such as jsonl:FILE"
+    )
     model: str = Field(DEFAULT_TEXT, description="a language model: zoo:NAME, hf:ID or a folder")
     templates: tuple[str, ...] = Field(
         (
@@ -96,7 +104,7 @@ class FewShotConfig(SystemConfig):
         description="prompts with {text} and {mask}; the first is used where a method takes one",
     )
     words: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="label words by label; docstring-topics has its own"
+        default_factory=dict, description="label words by label; docstring-topics, sst2 and agnews have their own"
     )
     shots: int = Field(16, ge=1, le=100_000, description="labelled texts of every class to train on")
     dev_shots: int = Field(16, ge=1, le=100_000, description="texts of every class to choose the learning rate by")

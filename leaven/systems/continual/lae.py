@@ -19,7 +19,7 @@ from leaven.adapt.continual.learner import Label
 from leaven.adapt.peft import Adapter, Method, Prefix, cell
 from leaven.adapt.peft.sublayers import attention_layers
 from leaven.errors import ConfigError
-from leaven.evidence.arenas.continual_arena import ContinualConfig, ContinualSystem
+from leaven.evidence.arenas.continual_arena import EMBEDDED, STANDARD, ContinualConfig, ContinualSystem
 from leaven.evidence.arenas.continual_encoder import PixelEncoder
 from leaven.evidence.claims import Claim
 from leaven.evidence.system import Figures
@@ -88,6 +88,11 @@ class LAE(ContinualSystem[LAEConfig]):
         "no-freezing": {"pet": "adapter", "freeze": 0.0},
         "uncompensated": {"pet": "prefix", "compensate": False},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": EMBEDDED,
+        "standard": {**STANDARD, "learning_rates": (2.8e-3,)},
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {**ContinualSystem.smoke, "rank": 2, "prefix_length": 2}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim("With adapters it beats tuning them in sequence", "last_accuracy", "lae", "sequential", 3.0, _AHEAD),

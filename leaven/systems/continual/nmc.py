@@ -18,10 +18,9 @@ from leaven.adapt.continual import (
 )
 from leaven.adapt.continual.features import Inputs, rows_in
 from leaven.adapt.continual.learner import Labels, checked_labels
-from leaven.errors import ConfigError
-from leaven.evidence.arenas.continual_arena import ContinualConfig, ContinualSystem
+from leaven.evidence.arenas.continual_arena import EMBEDDED, STANDARD, ContinualConfig, ContinualSystem
 from leaven.evidence.arenas.continual_encoder import PixelEncoder
-from leaven.evidence.arenas.continual_stream import ImageStream, domain_stream
+from leaven.evidence.arenas.continual_stream import ImageStream, domain_stream, shifted_domains
 from leaven.evidence.arenas.image_data import GLYPHS, open_images
 from leaven.evidence.claims import Claim
 
@@ -87,6 +86,8 @@ class NMC(ContinualSystem[NMCConfig]):
         "domain-probe": {"regime": "domain", "method": "probe"},
         "domain-joint-probe": {"regime": "domain", "method": "joint-probe"},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             says="Pre-training is what makes the nearest mean classifier good: a random encoder is behind",
@@ -141,12 +142,16 @@ class NMC(ContinualSystem[NMCConfig]):
         return self.config.method not in _PROTOTYPES
 
     def open_stream(self) -> ImageStream:
-        """The tasks of the regime. Raises: ConfigError for domains of a folder, which has none."""
+        """The tasks of the regime; domains are styles of glyphs, and shifts of other images.
+
+        Raises: ConfigError for more domains than shifts; DataError for a class with fewer images than domains.
+        """
         c = self.config
         if c.regime == "class":
             return super().open_stream()
         if c.data != GLYPHS:
-            raise ConfigError(f"regime=domain: {c.data} says nothing of domains; expected data={GLYPHS}")
+            data = open_images(c.data, size=c.size, classes=c.classes, per_class=c.per_class, gap=c.gap, seed=c.seed)
+            return domain_stream(shifted_domains(data, c.tasks, seed=c.seed, spec=c.data), spec=c.data)
         train, valid, test = (max(1, count // c.tasks) for count in c.per_class)
         gaps = [at / max(1, c.tasks - 1) for at in range(c.tasks)]
         domains = {

@@ -68,6 +68,19 @@ class StationaryReps(SearchSystem[StationaryRepsConfig]):
         "er": {"method": "er"},
         "er-reindexed": {"method": "er-reindexed"},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {},
+        "standard": {
+            "data": "omniglot",
+            "train_images": 12,
+            "valid_images": 3,
+            "test_images": 5,
+            "batch_size": 16,
+            "search_classes": 64,
+            "slots": 160,
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             says="On a fixed simplex, more newer models can search older galleries than with classifiers that learn",

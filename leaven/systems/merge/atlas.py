@@ -19,6 +19,7 @@ from leaven.evidence.arenas.merge_classifiers import beside
 from leaven.evidence.arenas.merge_ground import Ground, Merged, plain_merge
 from leaven.evidence.arenas.merge_rivals import HeadProbe, with_low_rank
 from leaven.evidence.arenas.merge_sweep import MergeConfig
+from leaven.evidence.arenas.merge_task_images import GLYPH_TASKS, OMNIGLOT_TASKS
 from leaven.evidence.arenas.merge_tasks import TaskGrounds, TaskTraining
 from leaven.evidence.claims import Claim
 from leaven.evidence.selection import best_of_grid
@@ -36,7 +37,7 @@ from leaven.merge import (
 from leaven.training.config import TrainingConfig
 from leaven.training.loop import fit
 
-GLYPH_TASKS = "glyph-tasks"
+TASK_SETS = (GLYPH_TASKS, OMNIGLOT_TASKS)
 Recipe = Literal[
     "atlas",
     "isotropic",
@@ -57,10 +58,13 @@ class AtlasConfig(MergeConfig):
 
     data: str = Field(
         GLYPH_TASKS,
-        description="glyph-tasks: six tasks of glyphs and a seventh; or labelled images: glyphs, imagefolder:DIR",
+        description="glyph-tasks or omniglot-tasks: six tasks of characters and a seventh; or labelled images: glyphs, "
+        "cifar10, omniglot, imagefolder:DIR",
     )
     recipe: Recipe = Field("atlas", description="how the task vectors are composed")
-    task_classes: int = Field(4, ge=2, le=4, description="characters of each of the glyph tasks")
+    task_classes: int = Field(
+        4, ge=2, le=13, description="characters of each of the tasks: to 4 of glyphs, to 13 of omniglot"
+    )
     task_epochs: int = Field(10, ge=1, le=1000, description="epochs of each specialist")
     task_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of each specialist")
     steps: int = Field(200, ge=1, description="steps of the coefficients")
@@ -87,6 +91,17 @@ class Atlas(MergeSystem[AtlasConfig]):
     Config = AtlasConfig
     recipes: ClassVar[tuple[str, ...]] = ("atlas", "isotropic", "task-arithmetic", "uniform", "specialists")
     arms: ClassVar[dict[str, dict[str, Any]]] = {name: {"recipe": name} for name in get_args(Recipe)}
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {},
+        "standard": {
+            "data": OMNIGLOT_TASKS,
+            "task_classes": 10,
+            "task_epochs": 8,
+            "steps": 100,
+            "few_shot_steps": 50,
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {
         **SMOKE,
         "task_classes": 2,
@@ -104,7 +119,6 @@ class Atlas(MergeSystem[AtlasConfig]):
             than="isotropic",
             by=2.0,
             paper="no such arm",
-            tiers=("embedded",),
         ),
         Claim(
             says="Learned coefficients beat the best single factor of the summed task vectors",
@@ -113,7 +127,6 @@ class Atlas(MergeSystem[AtlasConfig]):
             than="task-arithmetic",
             by=2.0,
             paper="mean of 8 tasks, ViT-B/32: 85.0 against 70.1",
-            tiers=("embedded",),
         ),
         Claim(
             says="With two images a class, composing other tasks' vectors beats LoRA of no fewer numbers",
@@ -122,7 +135,6 @@ class Atlas(MergeSystem[AtlasConfig]):
             than="lora",
             by=1.0,
             paper="no such arm; above Tip-Adapter and LP++ in the mean of 22 sets",
-            tiers=("embedded",),
         ),
         Claim(
             says="Under a memory budget, blocks chosen by their gradient beat random ones",
@@ -130,14 +142,13 @@ class Atlas(MergeSystem[AtlasConfig]):
             better="few-shot-gradient-blocks",
             than="few-shot-random-blocks",
             by=0.0,
-            tiers=("embedded",),
         ),
     )
 
     def ground(self, place: Path) -> Ground:
         """The six tasks, the seventh for an adaptation, or classifiers of one label set."""
         config = self.config
-        if config.data != GLYPH_TASKS:
+        if config.data not in TASK_SETS:
             if config.recipe in (*FEW_SHOT, "specialists"):
                 raise ConfigError(
                     f"recipe={config.recipe} needs several tasks: leave data={GLYPH_TASKS}, or take another"
@@ -149,6 +160,7 @@ class Atlas(MergeSystem[AtlasConfig]):
                 "data=imagefolder:DIR"
             )
         training = TaskTraining(
+            data=config.data,
             model=config.model,
             classes=config.task_classes,
             per_class=config.per_class,
@@ -165,7 +177,7 @@ class Atlas(MergeSystem[AtlasConfig]):
         if self.recipe in FEW_SHOT:
             return tuple(dict.fromkeys((self.recipe, *FEW_SHOT)))
         shown = super().shown(ground)
-        return shown if self.config.data == GLYPH_TASKS else tuple(name for name in shown if name != "specialists")
+        return shown if self.config.data in TASK_SETS else tuple(name for name in shown if name != "specialists")
 
     def merged(self, ground: Ground, recipe: str) -> Merged:
         """Compose the task vectors, or what stands beside it."""

@@ -59,6 +59,18 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
         "ensemble": {"recipe": "ensemble"},
         "different-starts": {"recipe": "uniform", "two_starts": True},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {"runs": 8, "epochs": (2, 5), "per_class": (24, 15, 40)},
+        "standard": {
+            "data": "cifar10",
+            "image_limit": 40,
+            "runs": 8,
+            "epochs": (2, 4),
+            "batch_size": 16,
+            "start_budget": "100 steps",
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {**SMOKE, "learned_epochs": 1, "start_budget": "3 steps"}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
@@ -68,7 +80,6 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
             than="best-single",
             by=0.0,
             paper="ImageNet, CLIP ViT-B/32: 81.03 against 80.39",
-            tiers=("embedded",),
         ),
         Claim(
             says="The uniform soup beats the average run",
@@ -77,7 +88,6 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
             than="average-single",
             by=2.0,
             paper="ImageNet, CLIP ViT-B/32: 79.97 against 77.93",
-            tiers=("embedded",),
         ),
         Claim(
             says="The uniform soup comes near the ensemble, which costs a forward pass for each run",
@@ -85,7 +95,6 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
             better="uniform",
             than="ensemble",
             by=-3.0,
-            tiers=("embedded",),
         ),
         Claim(
             says="Under mild shifts the uniform soup beats the best single run",
@@ -94,7 +103,6 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
             than="best-single",
             by=0.5,
             paper="mean of five shifts of ImageNet: 51.58 against 47.97",
-            tiers=("embedded",),
         ),
         Claim(
             says="The greedy soup is at least as good as one run with the budget of the whole sweep",
@@ -103,7 +111,6 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
             than="one-long-run",
             by=0.0,
             paper="no such arm",
-            tiers=("embedded",),
         ),
         Claim(
             says="Runs from different starts cannot be averaged",
@@ -112,7 +119,6 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
             than="different-starts",
             by=20.0,
             paper="no such arm; the runs have to share their initialisation (section 2)",
-            tiers=("embedded",),
         ),
     )
 

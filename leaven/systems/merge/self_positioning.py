@@ -11,7 +11,8 @@ from leaven.errors import ConfigError
 from leaven.evidence.arenas.merge_arena import SMOKE, MergeSystem
 from leaven.evidence.arenas.merge_ground import Ground, Merged, best_length, plain_merge
 from leaven.evidence.arenas.merge_images import classifier_ground
-from leaven.evidence.arenas.merge_text_ground import STDLIB, TextGround, TextMergeConfig
+from leaven.evidence.arenas.merge_text_ground import TEXTS, TextGround, TextMergeConfig
+from leaven.evidence.arenas.merge_texts import STANDARD
 from leaven.evidence.claims import Claim
 from leaven.merge import PositionedModel, self_position
 
@@ -35,7 +36,8 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
     """Search direction and length of the step from the base model by the loss on a small balanced probe set.
 
     The direction is a chain of spherical interpolations of the task vectors, each seen as one vector over all weights.
-    STS pairs are trained as the retrieval pairs are, by contrast: a mild edit against heavy ones.
+    STS pairs are trained as the retrieval pairs are, by contrast: a mild edit against heavy ones, in the
+    standard tier a sentence of score 4 up against those of score 2 at most.
     Source: arXiv 2410.15035 section 5.1.
     """
 
@@ -55,6 +57,22 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
         "no-penalty": {"recipe": "self-positioning", "penalty": 0.0},
         "double-penalty": {"recipe": "self-positioning", "penalty": 0.1},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {},
+        "standard": {
+            "data": STANDARD,
+            "tasks": ("sts", "headlines"),
+            "rows": (30, 240),
+            "probe": (144, 144),
+            "exam_rows": 100,
+            "longest": 32,
+            "text_batch": 8,
+            "hard_negatives": (1, 2),
+            "task_steps": 30,
+            "search_steps": 20,
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {
         **SMOKE,
         "rows": (8, 16),
@@ -74,7 +92,6 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
             than="joint",
             by=0.5,
             paper="MTEB: +0.7 on average over the tasks",
-            tiers=("embedded",),
         ),
         Claim(
             says="Merged specialists beat joint training on tasks drawn uniformly",
@@ -83,7 +100,6 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
             than="joint-uniform",
             by=0.5,
             paper="better than resampling, at lower cost",
-            tiers=("embedded",),
         ),
         Claim(
             says="Self Positioning is at least as good as task arithmetic with the best length",
@@ -91,7 +107,6 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
             better="self-positioning",
             than="task-arithmetic",
             by=0.0,
-            tiers=("embedded",),
         ),
         Claim(
             says="The task that loses most against its specialist loses less than in joint training",
@@ -100,7 +115,6 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
             than="joint",
             by=0.0,
             smaller_is_better=True,
-            tiers=("embedded",),
         ),
         Claim(
             says="A probe set with few edits costs the edits",
@@ -110,24 +124,32 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
             by=0.0,
             tiers=("embedded",),
         ),
+        Claim(
+            says="A probe set with few pairs of sentences costs these",
+            metric="sts",
+            better="self-positioning",
+            than="unbalanced-probe",
+            by=0.0,
+            tiers=("standard",),
+        ),
     )
 
     def ground(self, place: Path) -> Ground:
         """Text encoders; or image classifiers, with their loss on the validation images as the probe's."""
         config = self.config
-        if config.data == STDLIB:
+        if config.data in TEXTS:
             self.texts = TextGround(config, place)
             return self.texts.ground()
         if config.recipe in TEXT_ONLY:
             raise ConfigError(
-                f"recipe={config.recipe} needs several tasks: leave data={STDLIB}, or take another recipe"
+                f"recipe={config.recipe} needs several tasks: give data={' or '.join(TEXTS)}, or take another recipe"
             )
         return classifier_ground(config.model_copy(update={"model": config.model or IMAGE_MODEL}), place)
 
     def shown(self, ground: Ground) -> tuple[str, ...]:
         """Without those that need several tasks where there is one."""
         shown = super().shown(ground)
-        return shown if self.config.data == STDLIB else tuple(name for name in shown if name not in TEXT_ONLY)
+        return shown if self.config.data in TEXTS else tuple(name for name in shown if name not in TEXT_ONLY)
 
     def merged(self, ground: Ground, recipe: str) -> Merged:
         """Merge the specialists, or do what stands beside it."""

@@ -62,6 +62,17 @@ class DSEESystem(PeftSystem[DSEEConfig]):
         "no-sparse": {"sparse": False},
         "random-support": {"support": "random"},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {},
+        "standard": {
+            "data": "sst2",
+            "max_tokens": 32,
+            "valid_limit": 300,
+            "budget": "150 steps",
+            "batch_size": 16,
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             says="With half of the weights pruned it comes close to dense LoRA",

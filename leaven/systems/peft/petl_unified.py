@@ -48,6 +48,17 @@ class PetlUnified(PeftSystem[PetlUnifiedConfig]):
         "parallel-s2": {"method": "parallel-adapter", "scale": 2.0},
         "parallel-s4": {"method": "parallel-adapter", "scale": 4.0},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {},
+        "standard": {
+            "data": "sst2",
+            "max_tokens": 32,
+            "valid_limit": 300,
+            "budget": "120 steps",
+            "batch_size": 16,
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             says="The mix beats prefix tuning at the same number of trained numbers",

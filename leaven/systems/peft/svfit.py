@@ -61,6 +61,17 @@ class SVFitSystem(PeftSystem[SVFitConfig]):
         "energy-100": {"energy": 1.0},
         "bottom-50": {"energy": 0.5, "basis": "bottom"},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {"budget": "50 steps", "learning_rates": (1e-3, 6e-3, 3e-2)},
+        "standard": {
+            "data": "sst2",
+            "max_tokens": 32,
+            "valid_limit": 300,
+            "budget": "100 steps",
+            "batch_size": 16,
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             says="Singular values alone come close to LoRA of rank 8",

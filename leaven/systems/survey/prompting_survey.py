@@ -135,6 +135,24 @@ class PromptingSurvey(FewShotSystem[PromptingConfig]):
         "gap-256": {"method": "gap", "shots": 256},
         "gap-random": {"method": "gap", "random_weights": True},
     }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {},
+        "standard": {
+            "data": "sst2",
+            "templates": (
+                "{text} It was {mask}",
+                "{text} All in all {mask}",
+                "{text} A {mask} film",
+                "{text} The film is {mask}",
+                "{text} # {mask}",
+            ),
+            "max_tokens": 48,
+            "test_limit": 400,
+            "budget": "50 steps",
+            "batch_size": 8,
+        },
+    }
+    seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {
         "shots": 2, "dev_shots": 1, "test_limit": 16, "max_tokens": 32, "soft_tokens": 3, "demonstration_words": 2,
         "budget": "2 steps", "batch_size": 8, "learning_rates": (1e-3, 1e-2),
