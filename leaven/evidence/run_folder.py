@@ -47,6 +47,16 @@ class RunFolder:
         """Make the folder and put the protocol on record."""
         write_json(self.path / _PROTOCOL, self._protocol)
 
+    def abandon(self) -> None:
+        """Leave no trace of a run that failed before it had anything to keep."""
+        for folder in sorted(self.path.glob("seed-*/**"), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if not any(self.path.glob("seed-*")):
+            (self.path / _PROTOCOL).unlink(missing_ok=True)
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                self.path.rmdir()
+
     def work(self, seed: int, label: str) -> Path:
         """The folder that an entrant works and resumes in."""
         return self._stem(seed, label)

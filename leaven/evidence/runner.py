@@ -186,6 +186,7 @@ def _measure(one: Entrant, folder: RunFolder, seed: int) -> Measurement:
         system = one.configured(tier=folder.tier, smoke=folder.smoke, seed=seed)
         measurement = system.measure(work)
     except LeavenError as error:
+        folder.abandon()
         raise EvidenceError(f"{one.label}, seed {seed}: {error}") from error
     # A system that was interrupted knows of its earlier lives; this clock does not.
     return measurement if measurement.seconds > 0 else replace(measurement, seconds=time.monotonic() - began)

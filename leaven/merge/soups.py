@@ -134,7 +134,9 @@ def select_greedily(
 def checked_ingredients(sources: Sequence[Source]) -> list[Weights]:
     """Open the sources of a soup. Raises: ConfigError for fewer than two, ModelError when they do not fit."""
     if isinstance(sources, str | Path | Mapping) or len(sources) < 2:
-        raise ConfigError(f"a soup needs a list of two or more checkpoints, not {str(sources)[:200]}")
+        lone = isinstance(sources, str | Path | Mapping)
+        given = "one alone" if lone or len(sources) == 1 else "an empty list"
+        raise ConfigError(f"a soup needs a list of two or more checkpoints, not {given}")
     ingredients = open_all(sources)
     check_combinable(ingredients, same_task=True)
     warn_of_strangers(ingredients, stacklevel=4)

@@ -10,7 +10,7 @@ import pytest
 from evidence.small_systems import Rival, Slow, Stranger
 from pydantic import ValidationError
 
-from leaven.errors import CatalogError, ConfigError
+from leaven.errors import CatalogError, ConfigError, DataError
 from leaven.evidence.claims import Claim
 from leaven.evidence.compare import compare
 from leaven.evidence.entrants import claim_entrants
@@ -72,6 +72,23 @@ def test_an_interrupted_run_loses_the_arm_in_progress_alone(tmp_path):
     resumed = run_claims(Slow, out=tmp_path)
     assert len(Slow.measured) == 9
     assert resumed.claims == run_claims(Slow, out=tmp_path / "fresh").claims
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_no_trace(tmp_path):
+    def fails(self, out):
+        raise DataError("images: no such folder")
+
+    with pytest.raises(EvidenceError, match="sequential, seed 0: images: no such folder"):
+        run_claims(changed(measure=fails), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    def fails_later(self, out):
+        return fails(self, out) if self.config.gain else Slow.measure(self, out)
+
+    with pytest.raises(EvidenceError, match="slca, seed 0"):
+        run_claims(changed(measure=fails_later), out=tmp_path / "run")
+    assert sorted(one.name for one in (tmp_path / "run").rglob("*.json")) == ["protocol.json", "sequential.json"]
+    assert not (tmp_path / "run" / "seed-0" / "slca").exists()
 
 
 def test_killed_at_any_moment(tmp_path):
