@@ -36,7 +36,7 @@ _TEXT: dict[str, Any] = {
     "heads": 4,
     "vocab": 4096,
     "max_tokens": 128,
-    "pretrain": "6000 steps",
+    "pretrain": "4000 steps",
     "batch_size": 64,
     "learning_rate": 3e-3,
     "seed": 0,
