@@ -2,6 +2,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from leaven.evidence.arenas.continual_encoder import open_encoder
 from leaven.evidence.runner import run_claims
 from leaven.evidence.system import Measurement, System
 from leaven.systems import find_system
+from leaven.systems.continual.lae import steps_to_loss
 from leaven.systems.running import run_in
 
 SLUGS = ("adam-cil", "nmc", "slca", "lae", "stationary-reps")
@@ -46,7 +48,8 @@ def small(slug: str, model: str, **options: Any) -> type[System]:
 
 
 def measured(slug: str, model: str, arm: str | None, **options: Any) -> Measurement:
-    return small(slug, model).configured(smoke=True, arm=arm, **options).measure(Path("unused"))
+    with TemporaryDirectory() as place:
+        return small(slug, model).configured(smoke=True, arm=arm, **options).measure(Path(place) / "arm")
 
 
 @pytest.mark.parametrize("slug", SLUGS)
@@ -244,6 +247,33 @@ def test_experts_of_lae(folder: str, model: str) -> None:
     slow = {answers: measured("lae", model, None, answers=answers, decay=0.99, **options) for answers in found}
     assert slow["online"].metrics == found["online"].metrics != slow["offline"].metrics
     assert {"oldest_task", "newest_task"} <= set(slow["online"].metrics)
+
+
+def test_steps_to_a_loss() -> None:
+    losses = [1.0, 0.8, 0.1, 0.5, 0.3, 0.2, 0.1, 0.9]
+    brute = {
+        target: next((n for n in range(3, 9) if np.mean(losses[n - 3 : n]) <= target), 9) for target in (0.7, 0.4, 0.1)
+    }
+    # A single low batch is not enough; where the loss stays above, it is one step more than were taken.
+    assert brute == {0.7: 3, 0.4: 5, 0.1: 9}
+    assert {target: steps_to_loss(losses, target) for target in brute} == brute
+    assert steps_to_loss(losses, 0.1 + 1e-9, window=1) == 3 and steps_to_loss([0.0, 0.0], 1.0) == 3
+
+
+def test_steps_to_the_loss_are_those_of_the_first_task_at_the_largest_rate(folder: str, model: str) -> None:
+    options = {"data": folder, "epochs": 8, "freeze": 0.5}
+    rates = (2e-2, 1e-4)
+    found = measured("lae", model, None, learning_rates=rates, **options).metrics["steps_to_loss"]
+    fast = measured("lae", model, None, learning_rates=rates[:1], **options)
+    assert found == fast.metrics["steps_to_loss"] and fast.metrics["log2_steps_to_loss"] == np.log2(found)
+    losses = [one["cross_entropy"] for one in fast.curves["training"]]
+    # Every step has its record, and the first task has four classes.
+    assert [one["step"] for one in fast.curves["training"]] == list(range(1, len(losses) + 1))
+    first = next(n for n in range(3, len(losses)) if np.mean(losses[n - 3 : n]) <= 0.25 * np.log(4))
+    assert found == first < len(losses) / 3
+    slow = measured("lae", model, None, learning_rates=rates[1:], **options)
+    assert slow.metrics["steps_to_loss"] == slow.budget["steps"] // 3 + 1
+    assert "steps_to_loss" not in measured("lae", model, "frozen-heads", data=folder).metrics
 
 
 def test_modules_trained_on_all_data_start_anew_after_each_task(folder: str, model: str) -> None:

@@ -175,7 +175,7 @@ def test_atlas_from_specialists_to_saved_coefficients(images: str, tmp_path: Pat
 def test_tasks_share_no_character_and_the_seventh_has_no_vector(images: str, tmp_path: Path) -> None:
     tasks = open_tasks(classes=4, per_class=(3, 2, 2), size=32, seed=0)
     characters = [set(task.name.split()[0]) for task in tasks]
-    assert len(tasks) == TASKS + 1 and len(set.union(*characters)) == 4 * len(tasks)
+    assert len(tasks) == TASKS + 2 and len(set.union(*characters)) == 4 * len(tasks)
     assert tasks[0].name != open_tasks(classes=4, per_class=(3, 2, 2), size=32, seed=1)[0].name
     system = Atlas.configured(smoke=True, model=images, recipe="few-shot", shots=2)
     ground = system.ground(tmp_path)
@@ -305,7 +305,10 @@ def test_public_texts_have_positives_and_negatives_as_published() -> None:
 def test_handwritten_tasks_are_parts_of_one_alphabet_each_in_its_style() -> None:
     options = {"classes": 13, "per_class": (4, 2, 3), "size": 32}
     tasks = open_tasks("omniglot-tasks", seed=2, **options)
-    assert len(tasks) == TASKS + 1 and len({task.name for task in open_tasks("omniglot-tasks", seed=3, **options)}) == 7
+    assert len(tasks) == len(open_tasks("omniglot-tasks", seed=3, **options)) == TASKS + 2
+    # In no style, and other drawings than those to adapt to.
+    assert torch.equal(tasks[3].plain.images.flip(3), tasks[3].valid.images)
+    assert torch.equal(tasks[-1].plain.images, tasks[-1].valid.images)
     drawn = {}
     for split in ("train", "valid", "test"):
         examples = open_source("omniglot", LabelledImage, split=split).examples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from torch import Tensor
 from leaven.adapt.continual import Learner, TaskTraining
 from leaven.errors import ConfigError
 from leaven.evidence.arenas.continual_encoder import PixelEncoder, open_encoder, random_twin, raw_pixels
-from leaven.evidence.arenas.continual_files import save_learner
+from leaven.evidence.arenas.continual_files import save_accuracies, save_learner
+from leaven.evidence.arenas.continual_kept import KeptTasks, SharedFineTuning, SharedLAE
 from leaven.evidence.arenas.continual_stream import (
     ImageStream,
     Taught,
@@ -31,7 +31,6 @@ from leaven.evidence.arenas.image_data import GLYPHS, class_groups, has_images, 
 from leaven.evidence.selection import best_of_grid
 from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
 from leaven.metrics.continual import last_accuracy, seen_accuracy
-from leaven.training.checkpoint import replaced
 from leaven.training.config import TrainingConfig
 
 Curves = dict[str, list[dict[str, Any]]]
@@ -106,12 +105,12 @@ class ContinualConfig(StreamConfig):
 class Found:
     """The chosen learner with its figures.
 
-    matrix: accuracies (tasks, tasks) on the test split; sizes: images of each task there.
+    matrix: accuracies (tasks, tasks) on the test split; figures: of it, and of the training at the largest rate.
     """
 
     taught: Taught
     matrix: Tensor
-    sizes: list[int]
+    figures: Figures
     validation: float
     chosen: dict[str, float]
     budget: Figures
@@ -149,6 +148,15 @@ class ContinualSystem(System[C]):
         """Values of options to choose among on the validation stream, beside the learning rates."""
         return [{}]
 
+    def untrained(self) -> frozenset[str]:
+        """Options that change nothing in training, only what comes after it: arms that differ in these alone share
+        their trainings, if the learner can."""
+        return frozenset()
+
+    def training_figures(self, learner: Learner) -> Figures:
+        """What is reported of the training at the largest learning rate, which arms share whichever each chooses."""
+        return {}
+
     def figures(self, matrix: Tensor, sizes: Sequence[int]) -> Figures:
         """What is reported of the accuracies (tasks, tasks) on the test split."""
         return figures_of(matrix, sizes)
@@ -182,8 +190,7 @@ class ContinualSystem(System[C]):
         with timed(timings, "stream"):
             found = self._find(encoder, stream)
         learner = found.taught.learner
-        figures = self.figures(found.matrix, found.sizes)
-        notes = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items()]
+        notes = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.figures.items()]
         if found.chosen:
             notes += [f"chosen on the validation stream: {name} {value:g}" for name, value in found.chosen.items()]
         return Outcome(
@@ -191,21 +198,24 @@ class ContinualSystem(System[C]):
             title=self.title,
             config=self.config.model_dump(mode="json"),
             columns=["task", "learnt", "accuracy when learnt", "at the end", "on all so far"],
-            rows=_rows(found, stream, figures),
+            rows=_rows(found, stream),
             curves=found.curves,
             timings=timings,
-            artefacts={**save_learner(learner, out), "accuracies": _write_matrix(found, out)},
+            artefacts={**save_learner(learner, out), "accuracies": save_accuracies(found.matrix, out)},
             notes=notes,
             model=learner,
         )
 
     def measure(self, out: Path) -> Measurement:
-        """One arm: the learning rate picked on the validation stream, the test split read once."""
+        """One arm: the learning rate picked on the validation stream, the test split read once.
+
+        What was trained stays beside `out`, for the arms that share it; their budget is what each would have used.
+        """
         started = time.perf_counter()
         encoder, stream = self.open_encoder(), self.open_stream()
-        found = self._find(encoder, stream)
+        found = self._find(encoder, stream, shared=out.parent)
         return Measurement(
-            metrics=self.figures(found.matrix, found.sizes),
+            metrics=found.figures,
             validation={"last_accuracy": found.validation},
             budget=found.budget,
             equal=tuple(name for name in found.budget if name != "steps"),
@@ -214,16 +224,29 @@ class ContinualSystem(System[C]):
             seconds=time.perf_counter() - started,
         )
 
-    def _find(self, encoder: PixelEncoder, stream: ImageStream) -> Found:
+    def _shared(self, learner: Learner, place: Path, rate: float) -> None:
+        """Let a learner share its trainings with the arms that have the place."""
+        if isinstance(learner, SharedFineTuning | SharedLAE) and (untrained := self.untrained()):
+            values = self.config.model_dump(mode="json", exclude={*untrained, "learning_rates"})
+            learner.kept = KeptTasks.at(place, self.slug, {**values, "learning_rate": rate})
+
+    def _find(self, encoder: PixelEncoder, stream: ImageStream, *, shared: Path | None = None) -> Found:
         config = self.config
         grid = list(product(self.variants(), config.learning_rates))
         if not self.trains:
             grid = grid[:1]
+        fastest = max(range(len(grid)), key=lambda at: grid[at][1])
+        of_training: Figures = {}
 
         def attempt(at: float) -> tuple[float, Taught]:
             variant, rate = grid[int(at)]
             system = type(self)(config.model_copy(update=variant))
-            taught = teach(system.learner(encoder, config.training(rate)), stream)
+            learner = system.learner(encoder, config.training(rate))
+            if shared is not None:
+                system._shared(learner, shared, rate)
+            taught = teach(learner, stream)
+            if at == fastest:
+                of_training.update(system.training_figures(learner))
             return last_accuracy(taught.matrix.numpy(), stream.sizes(stream.valid)), taught
 
         best = best_of_grid(range(len(grid)), attempt)
@@ -245,7 +268,8 @@ class ContinualSystem(System[C]):
         }
         if fits:
             curves["training"] = training_records(fits)
-        return Found(best.result, matrix, sizes, best.score, chosen, budget, curves)
+        figures = {**self.figures(matrix, sizes), **of_training}
+        return Found(best.result, matrix, figures, best.score, chosen, budget, curves)
 
 
 def training_records(fits: Sequence[Any]) -> list[dict[str, Any]]:
@@ -258,20 +282,12 @@ def training_records(fits: Sequence[Any]) -> list[dict[str, Any]]:
     return records
 
 
-def _rows(found: Found, stream: ImageStream, figures: Figures) -> list[list[Any]]:
-    matrix, seen = found.matrix.tolist(), seen_accuracy(found.matrix.numpy(), found.sizes)
+def _rows(found: Found, stream: ImageStream) -> list[list[Any]]:
+    matrix, figures = found.matrix.tolist(), found.figures
+    seen = [record["test/accuracy on classes seen"] for record in found.curves["after each task"]]
     rows: list[list[Any]] = [
         [str(at + 1), " ".join(map(str, task.groups)), matrix[at][at], matrix[-1][at], seen[at]]
         for at, task in enumerate(stream.tasks)
     ]
     learnt = float(found.matrix.diagonal().mean())
     return [*rows, ["all", f"{stream.classes} classes", learnt, figures["last_accuracy"], figures["average_accuracy"]]]
-
-
-def _write_matrix(found: Found, out: Path) -> str:
-    file = out / "accuracies.csv"
-    with replaced(file) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["after task", *(f"on task {at + 1}" for at in range(len(found.matrix)))])
-        rows.writerows([at, *(f"{value:.4f}" for value in row)] for at, row in enumerate(found.matrix.tolist(), 1))
-    return file.name

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from leaven.adapt.continual import APER, LAE, SLCA, JointTraining, Learner, NearestMean, SequentialFineTuning, SimpleCIL
 from leaven.adapt.continual.heads import EncoderWithHead
@@ -34,6 +35,16 @@ def save_learner(learner: Learner, out: Path) -> dict[str, str]:
             return {"weights": _weights(EncoderWithHead(learner.encoder, heads), out)}
         return {"weights": _weights(heads, out)}
     return {}
+
+
+def save_accuracies(matrix: Tensor, out: Path) -> str:
+    """Write accuracies (tasks, tasks), a row after each task; the name of the file."""
+    file = out / "accuracies.csv"
+    with replaced(file) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["after task", *(f"on task {at + 1}" for at in range(len(matrix)))])
+        rows.writerows([at, *(f"{value:.4f}" for value in row)] for at, row in enumerate(matrix.tolist(), 1))
+    return file.name
 
 
 def _weights(module: nn.Module, out: Path) -> str:

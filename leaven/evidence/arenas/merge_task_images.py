@@ -23,11 +23,15 @@ STYLES: tuple[tuple[str, float], ...] = (
     ("as drawn", 0.8),
     ("tinted", 0.4),
     ("upside down", 0.5),
+    ("as drawn", 0.6),
 )
-"""How the images of each task look: what is done to them, and the distance of glyphs from plain print. The last is kept
-for adaptation to a task that no model has seen."""
+"""How the images of each task look: what is done to them, and the distance of glyphs from plain print. The last two are
+kept for adaptation to a task that no model has seen, with a few labels and with none."""
 
-TASKS = len(STYLES) - 1
+PLAIN = ("as drawn", 0.0)
+"""Print in no style: what the class of a character looks like by its name alone."""
+
+TASKS = len(STYLES) - 2
 _CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "as drawn": lambda images: images,
     "inverted": lambda images: 255 - images,
@@ -59,17 +63,20 @@ class TaskImages:
 
 @dataclass(frozen=True)
 class TaskSplits:
-    """The images of one task, by what they are for. name: characters and style."""
+    """The images of one task, by what they are for. name: characters and style. plain: its characters in no style."""
 
     name: str
+    plain: TaskImages
     train: TaskImages
     valid: TaskImages
     test: Sealed[TaskImages]
 
 
 @cache
-def _images(characters: str, *, style: int, per_class: int, size: int, seed: int, task: int) -> TaskImages:
-    change, gap = STYLES[style]
+def _images(
+    characters: str, *, style: tuple[str, float], per_class: int, size: int, seed: int, task: int
+) -> TaskImages:
+    change, gap = style
     drawn = render_glyphs(characters, per_class, size=size, style=GlyphStyle(gap), seed=seed)
     images = drawn.rgb()
     return TaskImages(
@@ -80,7 +87,7 @@ def _images(characters: str, *, style: int, per_class: int, size: int, seed: int
 def open_tasks(
     data: str = GLYPH_TASKS, *, classes: int, per_class: tuple[int, int, int], size: int, seed: int
 ) -> list[TaskSplits]:
-    """One task for each of `STYLES`; no character is in two of them. In the last, the field `task` is 0.
+    """One task for each of `STYLES`; no character is in two of them. In the last two, the field `task` is 0.
 
     Args:
         data: "glyph-tasks", rendered characters; or "omniglot-tasks", handwritten ones, those of a task being of one
@@ -101,15 +108,16 @@ def open_tasks(
         )
     order = torch.randperm(len(characters), generator=torch.Generator().manual_seed(seed)).tolist()
     tasks = []
-    for style, (change, gap) in enumerate(STYLES):
-        chosen = "".join(sorted(characters[at] for at in order[style * classes : (style + 1) * classes]))
-        number = style if style < TASKS else 0
+    for place, style in enumerate(STYLES):
+        chosen = "".join(sorted(characters[at] for at in order[place * classes : (place + 1) * classes]))
+        number = place if place < TASKS else 0
         train, valid, test = (
             _images(chosen, style=style, per_class=count, size=size, seed=3 * seed + part, task=number)
             for part, count in enumerate(per_class)
         )
-        name = f"{chosen} {change}, gap {gap:g}"
-        tasks.append(TaskSplits(name, train, valid, Sealed(test, name)))
+        plain = _images(chosen, style=PLAIN, per_class=per_class[1], size=size, seed=3 * seed + 1, task=number)
+        name = f"{chosen} {style[0]}, gap {style[1]:g}"
+        tasks.append(TaskSplits(name, plain, train, valid, Sealed(test, name)))
     return tasks
 
 
@@ -130,16 +138,20 @@ def _handwritten(classes: int, per_class: tuple[int, int, int], size: int, seed:
     for style, (alphabet, names) in enumerate(groups[at] for at in chosen):
         name = f"{alphabet} {STYLES[style][0]}"
         train, valid, tested = (_of(part, names, style) for part in (data.train, data.valid, test))
-        tasks.append(TaskSplits(name, train, valid, Sealed(tested, name)))
+        # Other drawings than those of the training split, which may be adapted to without their labels.
+        plain = _of(data.valid, names, style, change="as drawn")
+        tasks.append(TaskSplits(name, plain, train, valid, Sealed(tested, name)))
     return tasks
 
 
-def _of(images: ImageSet, classes: Sequence[str], style: int) -> TaskImages:
-    """The images of some classes in a style, class by class."""
+def _of(images: ImageSet, classes: Sequence[str], style: int, change: str = "") -> TaskImages:
+    """The images of some classes in a style, or changed otherwise, class by class."""
     rows = [row for name in classes for row, label in enumerate(images.labels) if label == name]
     labels = torch.tensor([classes.index(images.labels[row]) for row in rows])
     task = torch.full_like(labels, style if style < TASKS else 0)
-    return TaskImages(_CHANGES[STYLES[style][0]](images.images[rows]).contiguous(), {"task": task, "label": labels})
+    return TaskImages(
+        _CHANGES[change or STYLES[style][0]](images.images[rows]).contiguous(), {"task": task, "label": labels}
+    )
 
 
 def first_of_each(data: TaskImages, shots: int) -> TaskImages:

@@ -11,6 +11,7 @@ from leaven.adapt.continual import Alignment, JointTraining, Learner, SimpleCIL,
 from leaven.adapt.continual.statistics import Covariance
 from leaven.evidence.arenas.continual_arena import EMBEDDED, STANDARD, ContinualConfig, ContinualSystem
 from leaven.evidence.arenas.continual_encoder import PixelEncoder
+from leaven.evidence.arenas.continual_kept import SharedFineTuning
 from leaven.evidence.claims import Claim
 
 Factor = Annotated[float, Field(ge=0, le=1)]
@@ -31,6 +32,10 @@ class SLCAConfig(ContinualConfig):
     logit_norm: float = Field(0.1, ge=0, description="temperature of normalised logits in alignment; 0: as they are")
     covariance: Covariance = Field("full", description="of each class, full or diag, or one shared by all")
     cumulative: bool = Field(False, description="go on from the aligned heads instead of those before alignment")
+
+
+class SharedSLCA(continual.SLCA, SharedFineTuning):
+    """SLCA on trainings that may be shared: statistics and alignment, which come after them, are its own."""
 
 
 class SLCA(ContinualSystem[SLCAConfig]):
@@ -133,6 +138,10 @@ class SLCA(ContinualSystem[SLCAConfig]):
         slow = self.config.slow
         return [{"slow": one} for one in slow] if isinstance(slow, tuple) else [{}]
 
+    def untrained(self) -> frozenset[str]:
+        """Those of the alignment: a task trains the encoder and its own head, whatever the other heads are."""
+        return frozenset({"align_epochs", "samples", "logit_norm", "covariance", "cumulative"})
+
     def learner(self, encoder: PixelEncoder, training: TaskTraining) -> Learner:
         """SLCA, or one of the methods that it is compared with."""
         config, slow = self.config, self.config.slow
@@ -143,7 +152,7 @@ class SLCA(ContinualSystem[SLCAConfig]):
         if config.method == "joint":
             return JointTraining(encoder, slow=slow, training=training)
         alignment = Alignment(epochs=config.align_epochs, samples=config.samples, temperature=config.logit_norm)
-        return continual.SLCA(
+        return SharedSLCA(
             encoder,
             slow=slow,
             covariance=config.covariance,
