@@ -107,7 +107,6 @@ def _pretrained(
         keep=1,
     )
     idea = objective(tokenizer)
-    started = time.perf_counter()
     result = fit(model, idea, batches, pretrain, training, out=work / "pretraining", label="pre-training")
     return Made(
         model=model,
@@ -125,7 +124,7 @@ def _pretrained(
                 "held-out loss": _held_out(model, idea, encoded(unseen, tokenizer, max_tokens), tokenizer.pad_id),
             }
         ],
-        seconds={"data": data_seconds, "pre-training": time.perf_counter() - started},
+        seconds={"data": data_seconds, "pre-training": result.used.seconds},
     )
 
 

@@ -75,14 +75,11 @@ def mini_vit(
     training = TrainingConfig(
         optimizer="muon", learning_rate=2e-3, seed=seed, checkpoint_seconds=60, checkpoint_every=None, keep=1
     )
-    started = time.perf_counter()
     batches = _loader(unlabelled, None, batch_size, seed)
     first = fit(model, objective, batches, pretrain, training, out=work / "masked", label="masked autoencoding")
-    middle = time.perf_counter()
     batches = _loader(labelled, labels, batch_size, seed)
     slower = training.model_copy(update={"learning_rate": 1e-3})
     second = fit(model, Classification(smoothing=0.1), batches, label, slower, out=work / "labelled", label="labels")
-    finished = time.perf_counter()
     encoder = ImageEncoder(dataclasses.replace(config, labels=0))
     encoder.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith("head.")})
     return Made(
@@ -96,7 +93,7 @@ def mini_vit(
             "classes": CLASSES,
         },
         results=[{"masked": _last(first.records, "mae"), "train accuracy": _last(second.records, "accuracy")}],
-        seconds={"data": data_seconds, "masked": middle - started, "labels": finished - middle},
+        seconds={"data": data_seconds, "masked": first.used.seconds, "labels": second.used.seconds},
     )
 
 
@@ -153,7 +150,7 @@ def mini_clip(
     training = TrainingConfig(
         optimizer="muon", learning_rate=1e-3, seed=seed, checkpoint_seconds=60, checkpoint_every=None, keep=1
     )
-    middle = time.perf_counter()
+    data_seconds = time.perf_counter() - started
     loader = Loader(items, collate, batch_size=batch_size, seed=seed)
     result = fit(model, ImageTextContrast(), loader, train, training, out=work / "contrast", label="contrast")
     with torch.no_grad():
@@ -174,7 +171,7 @@ def mini_clip(
                 "own caption among 256 of new scenes": float(unseen.parts["found"]),
             }
         ],
-        seconds={"data": middle - started, "contrast": time.perf_counter() - middle},
+        seconds={"data": data_seconds, "contrast": result.used.seconds},
     )
 
 
