@@ -63,7 +63,7 @@ class DSEESystem(PeftSystem[DSEEConfig]):
         "random-support": {"support": "random"},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {},
+        "embedded": {"learning_rates": (2e-3, 1e-2, 5e-2)},
         "standard": {
             "data": "sst2",
             "max_tokens": 32,

@@ -49,7 +49,7 @@ class PetlUnified(PeftSystem[PetlUnifiedConfig]):
         "parallel-s4": {"method": "parallel-adapter", "scale": 4.0},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {},
+        "embedded": {"learning_rates": (2e-3, 1e-2, 5e-2)},
         "standard": {
             "data": "sst2",
             "max_tokens": 32,
