@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -10,34 +10,20 @@ from leaven.evidence.arenas.merge_sweep import MergeConfig
 from leaven.evidence.arenas.merge_task_images import GLYPH_TASKS, OMNIGLOT_TASKS, TASKS
 
 TASK_SETS = (GLYPH_TASKS, OMNIGLOT_TASKS)
-Recipe = Literal[
-    "atlas",
-    "isotropic",
-    "task-arithmetic",
-    "uniform",
-    "specialists",
+FewShot = Literal[
     "few-shot",
     "few-shot-gradient-blocks",
     "few-shot-random-blocks",
     "few-shot-groups",
     "linear-probe",
     "lora",
-    "negation",
-    "negated-arithmetic",
-    "test-time",
-    "test-time-entropy",
-    "zero-shot",
 ]
-FEW_SHOT = (
-    "few-shot",
-    "few-shot-gradient-blocks",
-    "few-shot-random-blocks",
-    "few-shot-groups",
-    "linear-probe",
-    "lora",
-)
-NEGATION = ("negation", "negated-arithmetic")
-TEST_TIME = ("test-time", "test-time-entropy", "zero-shot")
+Negation = Literal["negation", "negated-arithmetic"]
+TestTime = Literal["test-time", "test-time-entropy", "zero-shot"]
+Recipe = Literal["atlas", "isotropic", "task-arithmetic", "uniform", "specialists", FewShot, Negation, TestTime]
+FEW_SHOT: tuple[str, ...] = get_args(FewShot)
+NEGATION: tuple[str, ...] = get_args(Negation)
+TEST_TIME: tuple[str, ...] = get_args(TestTime)
 
 
 class AtlasConfig(MergeConfig):
