@@ -64,6 +64,17 @@ def test_where_a_folder_lies_does_not_decide_which_images_are_drawn(tmp_path: Pa
     assert one.train.images[:6, 0, 0, 0].tolist() != sorted(one.train.images[:, 0, 0, 0].tolist())[:6]
 
 
+def test_the_seed_draws_other_images_of_the_same_split(tmp_path: Path) -> None:
+    spec = folder(tmp_path, {"a": 80, "b": 60})
+    everything = open_images(spec, seed=0, **{**SIZES, "per_class": (1000, 1000, 1000)})
+    first, second = (open_images(spec, seed=seed, **SIZES) for seed in (0, 1))
+    assert not torch.equal(first.train.images, second.train.images)
+    for one in (first, second):
+        assert {image.numpy().tobytes() for image in one.train.images} <= {
+            image.numpy().tobytes() for image in everything.train.images
+        }
+
+
 @pytest.mark.parametrize(
     ("spec", "images"),
     [

@@ -71,7 +71,7 @@ def open_images(
         classes: how many of the glyphs' classes, drawn by the seed; other sources keep all of theirs.
         per_class: most images of a class in train, valid and test.
         gap: of the glyphs' style to plain print, in [0, 1].
-        seed: of glyphs and of which classes.
+        seed: of which glyphs and how they are drawn; of other sources, of which images where there are more.
 
     Raises: ConfigError for more classes than there are; DataError for what `open_source` refuses, or a class without
     an image in a split.
@@ -79,7 +79,7 @@ def open_images(
     if spec == GLYPHS:
         return _glyphs(size, classes, per_class, gap, seed)
     splits: tuple[Split, ...] = ("train", "valid", "test")
-    train, valid, test = (_chosen(spec, size, split, most) for split, most in zip(splits, per_class, strict=True))
+    train, valid, test = (_chosen(spec, size, split, most, seed) for split, most in zip(splits, per_class, strict=True))
     names = sorted(set(train.labels))
     for split, found in (("valid", valid), ("test", test)):
         if unknown := sorted(set(found.labels) - set(names)):
@@ -121,15 +121,15 @@ def _drawn(characters: str, size: int, per_class: int, gap: float, seed: int) ->
 
 
 @cache
-def _chosen(spec: str, size: int, split: Split, per_class: int) -> ImageSet:
-    """At most so many images of each class, drawn by a hash of the path below what all paths have in common."""
+def _chosen(spec: str, size: int, split: Split, per_class: int, seed: int) -> ImageSet:
+    """At most so many images of each class, drawn by seed and a hash of the path below what all have in common."""
     examples = open_source(spec, LabelledImage, split=split).examples
     # Where a folder lies on a machine must not decide which of its images are drawn.
     root = os.path.commonpath([Path(example.path).parents[1] for example in examples])
     by_class: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     for example in examples:
         below = example.path[len(root) :].replace(os.sep, "/")
-        by_class[example.label].append((hash_share(below), example.path))
+        by_class[example.label].append((hash_share(below, seed), example.path))
     chosen = [
         (path, label)
         for label in sorted(by_class)
