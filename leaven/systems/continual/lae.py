@@ -93,7 +93,7 @@ class LAE(ContinualSystem[LAEConfig]):
         "uncompensated": {"pet": "prefix", "compensate": False},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": EMBEDDED,
+        "embedded": {**EMBEDDED, "learning_rates": (1e-3, 5e-3, 2.5e-2)},
         "standard": {**STANDARD, "learning_rates": (2.8e-3,)},
     }
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}

@@ -60,7 +60,7 @@ class ModelSoups(MergeSystem[ModelSoupsConfig]):
         "different-starts": {"recipe": "uniform", "two_starts": True},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {"runs": 8, "epochs": (2, 5), "per_class": (24, 15, 40)},
+        "embedded": {"classes": 12, "runs": 8, "epochs": (4, 8), "batch_size": 16, "per_class": (24, 15, 30)},
         "standard": {
             "data": "cifar10",
             "image_limit": 40,
