@@ -19,9 +19,9 @@ class TrainingDivergedError(LeavenError):
 class Guard:
     """Compare each loss with a running median and median absolute deviation (MAD).
 
-    Losses are compared within their kind (the names of the loss's parts), because an alternation of objectives has one
-    level per objective. The MAD counts as at least 1% of the median, so that a flat stretch does not make every
-    ripple a spike.
+    Losses are compared within their kind (the names of the loss's parts and the task of a mixture), because an
+    alternation of objectives or tasks has one level for each. The MAD counts as at least 1% of the median, so that a
+    flat stretch does not make every ripple a spike.
     """
 
     def __init__(self, config: GuardConfig) -> None:

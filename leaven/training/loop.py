@@ -229,7 +229,8 @@ class _Run:
         # Sums over terms were back-propagated, and the processes averaged: this makes it the mean over all terms.
         torch._foreach_mul_(gradients, workers.count / terms)
         norm = self._clip(gradients)
-        kind = "+".join(sorted(parts))
+        tasks = {f"task {int(raw['task'])}" for raw in batches if "task" in raw}
+        kind = "+".join([*sorted(parts), *sorted(tasks)])
         reason = state.guard.inspect(state.counters.steps, kind, loss, norm)
         if reason is not None:
             return self._return(reason)

@@ -8,6 +8,7 @@ import torch
 from training.toy import Corrupted, Model, loader
 
 from leaven.contracts import Loss
+from leaven.data.mixture import Mixture
 from leaven.errors import CheckpointError, ConfigError
 from leaven.training.checkpoint import listed
 from leaven.training.config import GuardConfig, TrainingConfig
@@ -191,6 +192,28 @@ def test_the_guard_notices_a_spike_of_several_steps_but_not_of_one() -> None:
     three = fit(Model(), Poisoned({20, 21, 22}, 1e4, healing=3), loader(), "30 steps", config)
     (event,) = [r for r in three.records if "event" in r]
     assert event["step"] == 22 and event["to_step"] == 20 and "3 steps in a row" in event["reason"]
+
+
+class HardTask(Corrupted):
+    """The loss of task 1 is a thousand times that of task 0."""
+
+    def forward(self, model, batch):
+        loss = super().forward(model, batch)
+        return loss._replace(total=loss.total * (1000.0 if int(batch["task"]) else 1.0))
+
+
+def test_a_rare_task_of_higher_loss_is_no_spike() -> None:
+    guard = GuardConfig(window=12, spike_steps=3, snapshot_every=5)
+    config = TrainingConfig(guard=guard, learning_rate=1e-4, **QUIET)
+    mixture = Mixture({"easy": loader(), "hard": loader()}, [0.75, 0.25], seed=4)
+    drawn = []
+    for _ in range(200):
+        next(mixture)
+        drawn.append(mixture.last_task)
+    assert any(drawn[at : at + 3] == ["hard"] * 3 for at in range(30, 198))
+    mixture = Mixture({"easy": loader(), "hard": loader()}, [0.75, 0.25], seed=4)
+    result = fit(Model(), HardTask(), mixture, "200 steps", config)
+    assert not [r for r in result.records if "event" in r]
 
 
 def test_the_guard_gives_up_on_a_run_that_stays_broken() -> None:
