@@ -10,9 +10,9 @@ from leaven.evidence.arenas.continual_search_data import open_search_data
 from leaven.systems.continual.stationary_reps import StationaryReps
 
 
-def test_models_from_elsewhere_share_no_weights_and_lie_on_the_simplex() -> None:
+def test_models_from_elsewhere_share_no_weights_and_lie_on_the_simplex(tmp_path: Path) -> None:
     system = StationaryReps.configured(smoke=True)
-    first, second = system._elsewhere(open_search_data(system.config))
+    first, second = system._elsewhere(open_search_data(system.config), tmp_path)
     for elsewhere in (first, second):
         slots = {label: at for at, label in enumerate(dict.fromkeys(elsewhere.labels))}
         require_on_simplex(elsewhere.model, elsewhere.images, [slots[label] for label in elsewhere.labels])
@@ -20,7 +20,27 @@ def test_models_from_elsewhere_share_no_weights_and_lie_on_the_simplex() -> None
     weights = [one.model.state_dict()[convolution].flatten() for one in (first, second)]
     assert torch.nn.functional.cosine_similarity(*weights, dim=0).abs() < 0.3
     with pytest.raises(ModelError, match="needs more pretrain_epochs"):
-        StationaryReps.configured(smoke=True, pretrain_rate=1e-6).measure(Path("unused"))
+        StationaryReps.configured(smoke=True, pretrain_rate=1e-6).measure(tmp_path / "arm")
+
+
+def test_arms_share_the_models_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def models(arm: str) -> list[dict[str, torch.Tensor]]:
+        system = StationaryReps.configured(smoke=True, arm=arm)
+        return [one.model.state_dict() for one in system._elsewhere(open_search_data(system.config), tmp_path)]
+
+    made = {arm: models(arm) for arm in ("hoc", "er")}
+
+    def again(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(StationaryReps, "pretrained", again)
+    for arm, like in (("ce-only", "hoc"), ("er-reindexed", "er"), ("er-distilled", "er")):
+        for one, other in zip(models(arm), made[like], strict=True):
+            assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    with pytest.raises(AssertionError, match="trained again"):
+        StationaryReps.configured(smoke=True, slots=32)._elsewhere(
+            open_search_data(StationaryReps.configured(smoke=True).config), tmp_path
+        )
 
 
 def test_making_the_gallery_anew_is_searching_ones_own() -> None:
@@ -33,11 +53,11 @@ def test_making_the_gallery_anew_is_searching_ones_own() -> None:
     assert kept.compatibility == pytest.approx(1 / 3) and anew.compatibility == pytest.approx(2 / 3)
 
 
-def test_a_version_is_not_changed_by_what_comes_later() -> None:
+def test_a_version_is_not_changed_by_what_comes_later(tmp_path: Path) -> None:
     for arm in ("hoc", "er"):
         system = StationaryReps.configured(smoke=True, arm=arm)
         data = open_search_data(system.config)
-        elsewhere = system._elsewhere(data)
+        elsewhere = system._elsewhere(data, tmp_path)
         given = {name: tensor.clone() for name, tensor in elsewhere[1].model.state_dict().items()}
         versions = system._stream(data, elsewhere, system.config.training(1e-3)).models
         states = [version.state_dict() for version in versions]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from leaven.adapt.continual.exemplars import Exemplars
 from leaven.adapt.continual.features import Encoder, Inputs, joined, read_features, rows_in
@@ -21,11 +22,32 @@ from leaven.adapt.continual.task_training import (
     train,
     unchanged_on_failure,
 )
+from leaven.contracts import Batch, Loss
 from leaven.errors import ConfigError, DataError
 from leaven.training.loop import FitResult
 from leaven.training.randomness import mix
 
 Softmax = Literal["task", "seen"]
+
+
+class _DistilledCrossEntropy(ClassCrossEntropy):
+    """Cross-entropy plus the weighted squared distance of unit features to a teacher's; without one, as it is."""
+
+    def __init__(self, teacher: nn.Module | None, weight: float, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.teacher, self.weight = teacher, weight
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        if self.teacher is None:
+            return super().__call__(model, batch)
+        inputs = self.inputs(batch)
+        features = model.encoder(inputs)
+        classes = self.loss(model.head(features), batch)
+        with torch.no_grad():
+            earlier = self.teacher.to(features.device)(inputs)
+        distance = (F.normalize(features, dim=1) - F.normalize(earlier, dim=1)).square().sum(1).mean()
+        parts = {**classes.parts, "distillation": distance.detach()}
+        return Loss(classes.total + self.weight * distance, classes.count, parts)
 
 
 class SequentialFineTuning(Learner):
@@ -40,6 +62,8 @@ class SequentialFineTuning(Learner):
         softmax: "task" takes the loss over the classes of the current task alone, "seen" over all.
         exemplars_per_class: training inputs kept per class and rehearsed, as many of them in each batch as new ones;
             0 keeps none. Needs the softmax over all classes.
+        distillation: weight of the squared distance between unit features and those of the encoder that the task
+            began with, >= 0; needs an encoder that is trained.
         head_std: standard deviation of a new head's weights.
         training: how to train on a task.
         chunk: inputs encoded at a time where nothing is trained.
@@ -55,6 +79,7 @@ class SequentialFineTuning(Learner):
         slow: float = 1.0,
         softmax: Softmax = "task",
         exemplars_per_class: int = 0,
+        distillation: float = 0.0,
         head_std: float = 0.02,
         training: TaskTraining | None = None,
         chunk: int = 256,
@@ -66,9 +91,14 @@ class SequentialFineTuning(Learner):
             raise ConfigError(f"softmax={softmax!r}; expected 'task' or 'seen'")
         if exemplars_per_class < 0 or (exemplars_per_class and softmax == "task"):
             raise ConfigError(f"exemplars_per_class={exemplars_per_class} needs softmax='seen' and at least 0")
+        if distillation < 0 or (distillation and slow == 0):
+            raise ConfigError(
+                f"distillation={distillation} needs an encoder that is trained (slow above 0) and at least 0"
+            )
         if slow == 0 and self.training.augment is not None:
             raise ConfigError("a frozen encoder (slow=0) is read once per task: leave augment out")
         self.slow, self.softmax, self.head_std, self.chunk = slow, softmax, head_std, chunk
+        self.distillation = distillation
         self.encoder: Encoder = copy.deepcopy(require_module(encoder, type(self).__name__)).eval() if slow else encoder
         self.heads = TaskHeads()
         self.columns: dict[Label, int] = {}
@@ -131,7 +161,9 @@ class SequentialFineTuning(Learner):
         target = {label: at for at, label in enumerate(lossy)}
         data = as_batch(inputs, torch.tensor([target[label] for label in labels]))
         exemplars = self.exemplars.batch(target)
-        objective = ClassCrossEntropy(
+        objective = _DistilledCrossEntropy(
+            copy.deepcopy(self._trained) if self.distillation else None,
+            self.distillation,
             [self.columns[label] for label in lossy],
             list(inputs) if isinstance(inputs, dict) else None,
             augment=self.training.augment,

@@ -19,6 +19,7 @@ from leaven.evidence.arenas.continual_arena import Curves, training_records
 from leaven.evidence.arenas.continual_encoder import PixelEncoder, features_width, open_encoder, random_twin
 from leaven.evidence.arenas.continual_search_data import SearchConfig, SearchData, open_search_data
 from leaven.evidence.arenas.image_data import ImageSet
+from leaven.evidence.arenas.merge_kept import KeptWeights, Records
 from leaven.evidence.selection import best_of_grid
 from leaven.evidence.system import Figures, Measurement, Outcome, System, timed
 from leaven.training.randomness import mix, preserved_rng
@@ -73,6 +74,12 @@ class SmallConvNet(nn.Module):
         return features
 
 
+_OF_PRETRAINING = {
+    "data", "size", "model", "classes", "search_classes", "pretrain_classes", "pretrain_epochs", "pretrain_rate",
+    "train_images", "valid_images", "test_images", "gap", "batch_size", "seed", "tasks",
+}  # fmt: skip
+
+
 class _Versions(NamedTuple):
     models: list[nn.Module]
     fits: tuple[Any, ...]
@@ -102,8 +109,17 @@ class SearchSystem(System[C]):
     }
 
     @abstractmethod
-    def pretrained(self, encoder: nn.Module, width: int, images: ImageSet, training: TaskTraining) -> nn.Module:
-        """A model trained elsewhere, from an encoder with fresh weights and features of this width."""
+    def untrained(self, encoder: nn.Module, width: int, seed: int) -> nn.Module:
+        """What is trained elsewhere, around an encoder with fresh weights and features of this width."""
+
+    @abstractmethod
+    def pretrained(self, model: nn.Module, images: ImageSet, training: TaskTraining) -> nn.Module:
+        """A trained copy of such a model."""
+
+    @property
+    @abstractmethod
+    def pretraining_kind(self) -> dict[str, Any]:
+        """What decides the pre-training beside data, architecture, seed and budget: arms that agree share it."""
 
     @abstractmethod
     def learner(self, elsewhere: Elsewhere, training: TaskTraining) -> Replaceable:
@@ -119,7 +135,7 @@ class SearchSystem(System[C]):
         with timed(timings, "images"):
             data = open_search_data(self.config)
         with timed(timings, "models from elsewhere"):
-            elsewhere = self._elsewhere(data)
+            elsewhere = self._elsewhere(data, out)
         with timed(timings, "stream"):
             found, measurement, versions = self._find(data, elsewhere)
         out.mkdir(parents=True, exist_ok=True)
@@ -145,18 +161,27 @@ class SearchSystem(System[C]):
         """One arm: the learning rate picked on the validation queries, the test queries read once."""
         started = time.perf_counter()
         data = open_search_data(self.config)
-        measurement = self._find(data, self._elsewhere(data))[1]
+        measurement = self._find(data, self._elsewhere(data, out.parent))[1]
         return replace(measurement, seconds=time.perf_counter() - started)
 
-    def _elsewhere(self, data: SearchData) -> list[Elsewhere]:
+    def _elsewhere(self, data: SearchData, place: Path) -> list[Elsewhere]:
+        """The models, kept under a place where those of an earlier arm or of an interrupted run are found again."""
         c = self.config
         base = open_encoder(c.model, c.size) if c.model else None
         training = TaskTraining(f"{c.pretrain_epochs} epochs", c.training(c.pretrain_rate).config, c.batch_size)
+        values = c.model_dump(mode="json", include=_OF_PRETRAINING)
+        kept = KeptWeights(place, "elsewhere", {**values, **self.pretraining_kind})
         found = []
         for at, images in enumerate(data.pretraining):
             # Initial weights of their own: a replacement that shares them with the model it replaces is none.
             encoder = random_twin(base, mix(c.seed, at)) if base is not None else _convnet(mix(c.seed, at))
-            model = self.pretrained(encoder, features_width(encoder, c.size), images, training)
+            model = self.untrained(encoder, features_width(encoder, c.size), c.seed).eval()
+
+            def train(model: nn.Module = model, images: ImageSet = images) -> Records:
+                model.load_state_dict(self.pretrained(model, images, training).state_dict())
+                return []
+
+            kept.get(f"model-{at}", model, train, {"classes": len(set(images.labels))}).weights.into(model)
             found.append(Elsewhere(model, images.images, list(images.labels)))
         return found
 

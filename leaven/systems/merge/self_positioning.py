@@ -58,7 +58,7 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
         "double-penalty": {"recipe": "self-positioning", "penalty": 0.1},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {},
+        "embedded": {"longest": 48, "text_batch": 8, "task_steps": 80, "search_steps": 40, "exam_rows": 200},
         "standard": {
             "data": STANDARD,
             "tasks": ("sts", "headlines"),

@@ -6,8 +6,8 @@ from adapt.continual.toy import Encoder, classes, quick, same, weights
 from torch import nn
 from torch.nn import functional as F
 
-from leaven.adapt.continual import JointTraining, LinearProbe, SequentialFineTuning, TaskTraining
-from leaven.adapt.continual.heads import TaskHeads
+from leaven.adapt.continual import JointTraining, LinearProbe, SequentialFineTuning, TaskTraining, fine_tuning
+from leaven.adapt.continual.heads import EncoderWithHead, TaskHeads
 from leaven.adapt.continual.task_training import ClassCrossEntropy
 from leaven.errors import ConfigError, DataError, ModelError
 from leaven.training.budgets import Budget
@@ -46,6 +46,29 @@ def _generator(learner: SequentialFineTuning) -> torch.Generator:
     from leaven.training.randomness import mix
 
     return torch.Generator().manual_seed(mix(learner.training.config.seed, 1, 1))
+
+
+def test_distillation_is_twice_one_minus_the_cosine_and_holds_the_features() -> None:
+    inputs, labels = classes(4, 8)
+    teacher, student = Encoder(0), Encoder(1)
+    head = nn.Linear(8, 4)
+    objective = fine_tuning._DistilledCrossEntropy(teacher, 0.7, [0, 1, 2, 3])
+    batch = {"inputs": inputs, "target": torch.arange(4).repeat_interleave(8)}
+    found = objective(EncoderWithHead(student, head), batch)
+    cosine = F.cosine_similarity(student(inputs), teacher(inputs), dim=1)
+    expected = F.cross_entropy(head(student(inputs)), batch["target"]) + 0.7 * (2 - 2 * cosine).mean()
+    torch.testing.assert_close(found.total, expected, atol=1e-6, rtol=1e-6)
+
+    drifts = []
+    for weight in (0.0, 100.0):
+        learner = SequentialFineTuning(Encoder(), softmax="seen", distillation=weight, training=quick())
+        learner.learn(inputs, labels)
+        similar = F.cosine_similarity(learner.encoder(inputs), Encoder()(inputs), dim=1)
+        drifts.append(float(1 - similar.mean().detach()))
+    assert drifts[1] < 0.2 * drifts[0]
+    for wrong in ({"distillation": -1.0}, {"distillation": 1.0, "slow": 0}):
+        with pytest.raises(ConfigError, match="distillation"):
+            SequentialFineTuning(Encoder(), **wrong)
 
 
 def test_the_loss_sees_the_given_columns_alone() -> None:
