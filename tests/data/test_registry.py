@@ -1,9 +1,9 @@
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from standard_data import needs_data
 
 from leaven.data import downloads, standard_files
 from leaven.data.cache import cache_dir, write_atomically
@@ -13,11 +13,6 @@ from leaven.data.sources import open_source
 from leaven.data.standard_files import locate
 from leaven.data.standard_sets import aligned_lines, conll, wikitext
 from leaven.errors import DataError
-
-needs_data = pytest.mark.skipif(
-    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "code").is_dir(),
-    reason="LEAVEN_DATA does not name a folder with the standard data sets",
-)
 
 
 def sizes(name, kind):

@@ -1,5 +1,4 @@
 import io
-import os
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from standard_data import needs_data
 
 from leaven.data.examples import CodeExample, LabelledImage
 from leaven.data.images import archived, load_images
@@ -19,10 +19,6 @@ from leaven.errors import ConfigError, DataError
 from leaven.evidence.arenas.image_data import open_images
 
 SPLITS = ("train", "valid", "test")
-needs_data = pytest.mark.skipif(
-    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "images").is_dir(),
-    reason="LEAVEN_DATA does not name a folder with the standard data sets",
-)
 
 
 def drawn(rng, size):

@@ -1,8 +1,7 @@
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from standard_data import needs_data
 
 from leaven.data.examples import Labelled, Pair, ScoredPair
 from leaven.data.registry import STANDARD_SETS
@@ -11,10 +10,6 @@ from leaven.data.standard_files import locate
 from leaven.data.standard_texts import agnews, sst2, stsb, trec
 from leaven.errors import ConfigError, DataError
 
-needs_data = pytest.mark.skipif(
-    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "text").is_dir(),
-    reason="LEAVEN_DATA does not name a folder with the standard data sets",
-)
 TEXTS = {"agnews": Labelled, "sst2": Labelled, "stsb": ScoredPair, "trec": Labelled}
 
 

@@ -1,12 +1,12 @@
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from evidence.small_backbones import causal_folder, image_folder, jsonl, text_folder, vision_folder
+from standard_data import needs_data
 
 from leaven.adapt.peft import adapter_parameters
 from leaven.adapt.peft.method import adaptation_of
@@ -26,10 +26,6 @@ from leaven.systems.running import run_in
 from leaven.systems.survey.prompting_survey import METHODS, PromptingSurvey
 
 PEFT = (PetlUnified, SVFitSystem, DSEESystem)
-needs_data = pytest.mark.skipif(
-    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "text").is_dir(),
-    reason="LEAVEN_DATA does not name a folder with the standard data sets",
-)
 COLD = '{"0": ["cold"], "1": ["warm"]}'
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +9,7 @@ import pytest
 import torch
 from evidence.small_images import encoder_folder, image_folder
 from sklearn.neighbors import NearestCentroid
+from standard_data import needs_data
 
 from leaven.adapt.continual import APER, LAE, NearestMean
 from leaven.adapt.peft.patches import Patch
@@ -24,10 +24,6 @@ from leaven.systems.running import run_in
 
 SLUGS = ("adam-cil", "nmc", "slca", "lae", "stationary-reps")
 OF_STREAMS = SLUGS[:4]
-needs_data = pytest.mark.skipif(
-    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "images").is_dir(),
-    reason="LEAVEN_DATA does not name a folder with the standard data sets",
-)
 
 
 @pytest.fixture(scope="module")

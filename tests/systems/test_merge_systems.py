@@ -1,7 +1,6 @@
 import csv
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from standard_data import needs_data
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,11 +40,6 @@ from leaven.systems.merge.atlas import FEW_SHOT, Atlas
 from leaven.systems.merge.model_soups import ModelSoups
 from leaven.systems.merge.self_positioning import SelfPositioning
 from leaven.systems.running import run_in
-
-needs_data = pytest.mark.skipif(
-    not (Path(os.environ.get("LEAVEN_DATA") or "/nonexistent") / "text").is_dir(),
-    reason="LEAVEN_DATA does not name a folder with the standard data sets",
-)
 
 
 def image_encoder(seed: int = 0, labels: int = 0) -> ImageEncoder:
