@@ -100,6 +100,7 @@ def validation_message(error: Any, config: type[BaseModel] | None = None) -> str
     invalid: ValidationError = error
     options = {one.name: one for one in describe_config(config)} if config is not None else {}
     lines = []
+    told: set[str] = set()
     for one in invalid.errors():
         name = ".".join(str(part) for part in one["loc"])
         option = options.get(name) or next((options[key] for key in options if name.startswith(f"{key}.")), None)
@@ -108,7 +109,14 @@ def validation_message(error: Any, config: type[BaseModel] | None = None) -> str
             lines.append(f"{name} must be given{what}")
         elif option is not None:
             about = f" ({option.description})" if option.description else ""
-            lines.append(f"{name} is {one['input']!r}, expected {option.expected}{about}: {one['msg']}")
+            same = [other for other in invalid.errors() if str(other["loc"][0]) == str(one["loc"][0])]
+            if len(same) > 1 and all(other["input"] == one["input"] for other in same):
+                # One value that fits no type of a union: pydantic has an error for each of them.
+                if option.name not in told:
+                    lines.append(f"{option.name} is {one['input']!r}, expected {option.expected}{about}")
+                told.add(option.name)
+            else:
+                lines.append(f"{name} is {one['input']!r}, expected {option.expected}{about}: {one['msg']}")
         else:
             where = f"{name} is {one['input']!r}: " if name else ""
             lines.append(f"{invalid.title}: {where}{one['msg']}")

@@ -85,6 +85,17 @@ def test_what_cannot_be_used_is_named_with_what_was_expected(item, parts):
         assert part in str(caught.value)
 
 
+class Union(BaseModel):
+    slow: Annotated[float, Field(ge=0)] | Annotated[tuple[float, ...], Field(min_length=1)] = 0.5
+
+
+def test_a_value_that_fits_no_type_of_a_union_is_told_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(Union, ["slow=-1"])
+    assert str(caught.value).startswith("slow is -1, expected float or tuple[float, ...]")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_key_given_twice():
     with pytest.raises(ConfigError, match="steps is given twice"):
         parse_overrides(Config, ["steps=1", "steps=2"])

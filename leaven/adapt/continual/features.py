@@ -101,7 +101,7 @@ def read_features(
         nonzero: refuse features of norm 0, which have no direction.
 
     Raises: DataError naming the rows whose features are not finite (or are zero); ModelError when the encoder is in
-    training mode, gives something else than (rows, dim), or features of another width.
+    training mode, fails on inputs of this shape, gives something else than (rows, dim), or features of another width.
     """
     require_settled(encoder)
     rows, device = rows_in(inputs), device_of(encoder)
@@ -122,14 +122,30 @@ def read_features(
     return features
 
 
+def _shapes(inputs: Inputs) -> str:
+    if isinstance(inputs, Tensor):
+        return f"inputs of shape {tuple(inputs.shape)}"
+    if isinstance(inputs, dict):
+        return "inputs " + ", ".join(f"{name} {tuple(field.shape)}" for name, field in inputs.items())
+    return f"{len(inputs)} inputs"
+
+
 def _encoded(encoder: Encoder, inputs: Inputs, device: torch.device | None) -> Tensor:
     if device is not None:
         if isinstance(inputs, dict):
             inputs = {name: field.to(device) for name, field in inputs.items()}
         elif isinstance(inputs, Tensor):
             inputs = inputs.to(device)
-    with torch.no_grad():
-        out = encoder(inputs)
+    try:
+        with torch.no_grad():
+            out = encoder(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ModelError(
+            f"the encoder fails on {_shapes(inputs)}: {str(error).splitlines()[0]}; are the inputs of the size that it "
+            "reads?"
+        ) from error
     try:
         features = torch.as_tensor(out)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -88,6 +88,7 @@ def test_bad_features_are_named_by_row() -> None:
         (lambda x: {"states": x}, "gave a dict"),
         (lambda x: x[:1], "1 features for 4 inputs"),
         (lambda x: x[:, :2], "2 dimensions, those learnt before 3"),
+        (nn.Linear(5, 3), r"fails on inputs of shape \(4, 3\): mat1 and mat2 .*are the inputs of the size"),
     ],
 )
 def test_what_is_no_features_is_refused(encoder: object, message: str) -> None:
