@@ -35,7 +35,7 @@ from leaven.training.config import TrainingConfig
 
 Curves = dict[str, list[dict[str, Any]]]
 
-EMBEDDED: dict[str, Any] = {"train_images": 25, "test_images": 30, "epochs": 5}
+EMBEDDED: dict[str, Any] = {"train_images": 25, "test_images": 30, "epochs": 10}
 """The embedded tier: few images, so that all arms of a seed take minutes."""
 STANDARD: dict[str, Any] = {
     "data": "cifar10",

@@ -49,6 +49,16 @@ COLUMNS = [
     "frozen basis", "seconds per step",
 ]  # fmt: skip
 _WHOLE = ("steps", "tokens", "examples")
+EMBEDDED: dict[str, Any] = {"budget": "150 steps"}
+"""The embedded tier."""
+STANDARD: dict[str, Any] = {
+    "data": "sst2",
+    "max_tokens": 32,
+    "valid_limit": 300,
+    "budget": "120 steps",
+    "batch_size": 16,
+}
+"""The standard tier: few and short texts, since every arm trains on one core."""
 
 
 class PeftConfig(TrainedConfig):
@@ -72,7 +82,7 @@ class PeftConfig(TrainedConfig):
     budget: str = Field("200 steps", description="of each training")
     batch_size: int = Field(32, ge=1, le=4096, description="examples per step and process")
     learning_rates: tuple[PositiveFloat, ...] = Field(
-        (3e-4, 2e-3, 1e-2),
+        (4e-4, 2e-3, 1e-2, 5e-2),
         min_length=1,
         description="peak rates to try; the validation split picks one",
     )

@@ -92,10 +92,7 @@ class LAE(ContinualSystem[LAEConfig]):
         "no-freezing": {"pet": "adapter", "freeze": 0.0},
         "uncompensated": {"pet": "prefix", "compensate": False},
     }
-    tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {**EMBEDDED, "learning_rates": (1e-3, 5e-3, 2.5e-2)},
-        "standard": {**STANDARD, "learning_rates": (2.8e-3,)},
-    }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {**ContinualSystem.smoke, "rank": 2, "prefix_length": 2}
     claims: ClassVar[tuple[Claim, ...]] = (

@@ -13,7 +13,7 @@ from leaven.adapt.peft.sites import heads_of
 from leaven.adapt.peft.sublayers import attention_layers
 from leaven.adapt.peft.targets import select
 from leaven.errors import ModelError
-from leaven.evidence.arenas.peft_arena import PeftConfig, PeftSystem, Tuned
+from leaven.evidence.arenas.peft_arena import EMBEDDED, STANDARD, PeftConfig, PeftSystem, Tuned
 from leaven.evidence.arenas.peft_data import ClassificationTask
 from leaven.evidence.arenas.peft_model import HEAD, Adaptation, Classifier, attach, settled_cost
 from leaven.evidence.claims import Claim
@@ -62,16 +62,7 @@ class DSEESystem(PeftSystem[DSEEConfig]):
         "no-sparse": {"sparse": False},
         "random-support": {"support": "random"},
     }
-    tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {"learning_rates": (2e-3, 1e-2, 5e-2)},
-        "standard": {
-            "data": "sst2",
-            "max_tokens": 32,
-            "valid_limit": 300,
-            "budget": "150 steps",
-            "batch_size": 16,
-        },
-    }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(

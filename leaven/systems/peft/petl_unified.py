@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from leaven.adapt.peft import MAM, Adapter, LoRA, Method, Prefix
-from leaven.evidence.arenas.peft_arena import PeftConfig, PeftSystem
+from leaven.evidence.arenas.peft_arena import EMBEDDED, STANDARD, PeftConfig, PeftSystem
 from leaven.evidence.arenas.peft_budget import Family, matched_widths, projection_numbers, width_for
 from leaven.evidence.arenas.peft_model import HEAD, Adaptation, Classifier
 from leaven.evidence.claims import Claim
@@ -48,16 +48,7 @@ class PetlUnified(PeftSystem[PetlUnifiedConfig]):
         "parallel-s2": {"method": "parallel-adapter", "scale": 2.0},
         "parallel-s4": {"method": "parallel-adapter", "scale": 4.0},
     }
-    tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {"learning_rates": (2e-3, 1e-2, 5e-2)},
-        "standard": {
-            "data": "sst2",
-            "max_tokens": 32,
-            "valid_limit": 300,
-            "budget": "120 steps",
-            "batch_size": 16,
-        },
-    }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(

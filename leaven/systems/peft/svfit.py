@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from leaven.adapt.peft import LoRA, Method, SVFit, spectra
-from leaven.evidence.arenas.peft_arena import PeftConfig, PeftSystem
+from leaven.evidence.arenas.peft_arena import EMBEDDED, STANDARD, PeftConfig, PeftSystem
 from leaven.evidence.arenas.peft_budget import learned_numbers
 from leaven.evidence.arenas.peft_model import HEAD, Adaptation, Classifier
 from leaven.evidence.claims import Claim
@@ -61,16 +61,7 @@ class SVFitSystem(PeftSystem[SVFitConfig]):
         "energy-100": {"energy": 1.0},
         "bottom-50": {"energy": 0.5, "basis": "bottom"},
     }
-    tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {"budget": "50 steps", "learning_rates": (1e-3, 6e-3, 3e-2)},
-        "standard": {
-            "data": "sst2",
-            "max_tokens": 32,
-            "valid_limit": 300,
-            "budget": "100 steps",
-            "batch_size": 16,
-        },
-    }
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
