@@ -9,11 +9,19 @@ import pytest
 import torch
 
 from leaven.adapt.continual import SimpleCIL
+from leaven.data.code_tasks.desugaring import desugaring
+from leaven.data.code_tasks.generation import style_translation
+from leaven.data.code_tasks.understanding import summarization
+from leaven.data.examples import CodeExample, Pair
+from leaven.data.sources import open_source
 from leaven.evidence.arenas.continual_encoder import open_encoder, random_twin
 from leaven.evidence.arenas.image_data import open_images
+from leaven.modalities.pairs import PairFormat, collate_pairs, encode_pairs
 from leaven.models.loading import load_model_and_tokenizer
 from leaven.models.saved import WEIGHTS, read_manifest
 from leaven.models.zoo import zoo_card, zoo_folder, zoo_names
+from leaven.objectives.sequence_to_sequence import SequenceToSequence
+from leaven.systems.applying import apply_model
 from leaven.systems.zoo_recipes import LARGEST_BYTES, RECIPES
 
 
@@ -57,3 +65,32 @@ def test_the_masked_language_model_knows_more_than_how_often_tokens_come() -> No
             logits = loaded.model(input_ids=seen, attention_mask=torch.ones_like(seen, dtype=torch.bool)).logits
         loss -= float(logits[0, at + 1].log_softmax(0)[ids[at]]) / len(hidden)
     assert loss < by_frequency
+
+
+def test_the_code_model_reads_the_function_that_it_is_asked_about() -> None:
+    loaded = load_model_and_tokenizer("zoo:code-t5")
+    tasks = read_manifest(zoo_folder("code-t5"))["extra"]["tasks"]
+    functions = open_source("stdlib-code", CodeExample, split="test").examples
+    for task, make in (("summarize", summarization), ("desugar", desugaring), ("translate", style_translation)):
+        form = PairFormat(**tasks[task])
+        pairs = list(make(functions))[:40]
+        # The right targets behind the right sources, then each behind the source of the next pair.
+        others = [*pairs[1:], pairs[0]]
+        turned = [Pair(other.source, pair.target) for pair, other in zip(pairs, others, strict=True)]
+        losses = []
+        for rows in (pairs, turned):
+            batch = collate_pairs(encode_pairs(rows, loaded.tokenizer, form).items, loaded.tokenizer.pad_id)
+            with torch.no_grad():
+                losses.append(float(SequenceToSequence()(loaded.model, batch).total))
+        assert losses[0] < losses[1] - 0.1, task
+
+
+@pytest.mark.parametrize("task", ["name", "summarize", "defect", "refine", "translate", "desugar", "fill"])
+def test_the_code_model_answers_for_every_task_it_was_trained_for(task: str) -> None:
+    code = "def total(prices):\n    return sum([price for price in prices])\n"
+    if task == "fill":
+        code = "def total(prices):\n    <extra_id_0> = 0\n"
+    (row,) = apply_model("zoo:code-t5", task, code)
+    assert row["answer"]
+    if task == "defect":
+        assert row["answer"] in ("true", "false")
