@@ -229,7 +229,8 @@ class _Run:
         # Sums over terms were back-propagated, and the processes averaged: this makes it the mean over all terms.
         torch._foreach_mul_(gradients, workers.count / terms)
         norm = self._clip(gradients)
-        tasks = {f"task {int(raw['task'])}" for raw in batches if "task" in raw}
+        # A mixture's batch is of one task; elsewhere rows may have a task each, and one level.
+        tasks = {f"task {int(raw['task'])}" for raw in batches if "task" in raw and raw["task"].ndim == 0}
         kind = "+".join([*sorted(parts), *sorted(tasks)])
         reason = state.guard.inspect(state.counters.steps, kind, loss, norm)
         if reason is not None:
