@@ -110,7 +110,8 @@ class SearchSystem(System[C]):
 
     @abstractmethod
     def untrained(self, encoder: nn.Module, width: int, seed: int) -> nn.Module:
-        """What is trained elsewhere, around an encoder with fresh weights and features of this width."""
+        """What is trained elsewhere, around an encoder with fresh weights and features of this width; the seed, one for
+        each model, is of all weights that it adds."""
 
     @abstractmethod
     def pretrained(self, model: nn.Module, images: ImageSet, training: TaskTraining) -> nn.Module:
@@ -175,7 +176,7 @@ class SearchSystem(System[C]):
         for at, images in enumerate(data.pretraining):
             # Initial weights of their own: a replacement that shares them with the model it replaces is none.
             encoder = random_twin(base, mix(c.seed, at)) if base is not None else _convnet(mix(c.seed, at))
-            model = self.untrained(encoder, features_width(encoder, c.size), c.seed).eval()
+            model = self.untrained(encoder, features_width(encoder, c.size), mix(c.seed, at, 3)).eval()
 
             def train(model: nn.Module = model, images: ImageSet = images) -> Records:
                 model.load_state_dict(self.pretrained(model, images, training).state_dict())
