@@ -19,7 +19,7 @@ from leaven.evidence.arenas.continual_arena import Curves, training_records
 from leaven.evidence.arenas.continual_encoder import PixelEncoder, features_width, open_encoder, random_twin
 from leaven.evidence.arenas.continual_search_data import SearchConfig, SearchData, open_search_data
 from leaven.evidence.arenas.image_data import ImageSet
-from leaven.evidence.arenas.merge_kept import KeptWeights, Records
+from leaven.evidence.arenas.kept_weights import KeptWeights, Records
 from leaven.evidence.selection import best_of_grid
 from leaven.evidence.system import Figures, Measurement, Outcome, System, timed
 from leaven.training.randomness import mix, preserved_rng

@@ -18,8 +18,8 @@ from leaven.data.loader import Loader
 from leaven.data.rendered.glyphs import LETTERS, render_glyphs
 from leaven.errors import ConfigError
 from leaven.evidence.arenas.image_data import GLYPHS, ImageData, open_images
+from leaven.evidence.arenas.kept_weights import KeptWeights, Records, Trained
 from leaven.evidence.arenas.merge_classifiers import Classifier, accuracy, image_loader, open_image_model, probed
-from leaven.evidence.arenas.merge_kept import KeptWeights, Records, Trained
 from leaven.evidence.arenas.merge_shifts import augmented
 from leaven.evidence.system import SystemConfig
 from leaven.merge import Weights

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leaven.errors import ConfigError
+from leaven.evidence.arenas.kept_weights import KeptWeights
 from leaven.evidence.arenas.merge_classifiers import (
     ImageModel,
     accuracy,
@@ -22,7 +23,6 @@ from leaven.evidence.arenas.merge_classifiers import (
     open_image_model,
 )
 from leaven.evidence.arenas.merge_ground import Ground, Judge
-from leaven.evidence.arenas.merge_kept import KeptWeights
 from leaven.evidence.arenas.merge_sweep import AugmentedClassification
 from leaven.evidence.arenas.merge_task_images import TASKS, TaskImages, first_of_each, open_tasks
 from leaven.evidence.selection import Sealed

@@ -18,6 +18,7 @@ from torch import nn
 from leaven.data.mixture import Mixture
 from leaven.data.splits import sample_rates
 from leaven.errors import ConfigError
+from leaven.evidence.arenas.kept_weights import KeptWeights, Records
 from leaven.evidence.arenas.merge_classifiers import beside
 from leaven.evidence.arenas.merge_embedders import (
     MINILM,
@@ -32,7 +33,6 @@ from leaven.evidence.arenas.merge_embedders import (
 from leaven.evidence.arenas.merge_exams import Exam, TextRow
 from leaven.evidence.arenas.merge_folder import checkpoint_paths
 from leaven.evidence.arenas.merge_ground import Ground, Judge, LazyBatches, Merged
-from leaven.evidence.arenas.merge_kept import KeptWeights, Records
 from leaven.evidence.arenas.merge_sweep import MergeConfig
 from leaven.evidence.arenas.merge_texts import STANDARD, STDLIB, text_task
 from leaven.evidence.selection import Sealed
