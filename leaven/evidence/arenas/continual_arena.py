@@ -38,14 +38,16 @@ Curves = dict[str, list[dict[str, Any]]]
 EMBEDDED: dict[str, Any] = {"train_images": 25, "test_images": 30, "epochs": 10}
 """The embedded tier: few images, so that all arms of a seed take minutes."""
 STANDARD: dict[str, Any] = {
-    "data": "cifar10",
-    "train_images": 30,
-    "valid_images": 10,
-    "test_images": 30,
-    "epochs": 5,
-    "batch_size": 8,
+    "data": "omniglot",
+    "train_images": 12,
+    "valid_images": 3,
+    "test_images": 5,
+    "epochs": 10,
 }
-"""The standard tier: five tasks of two classes of photographs, few images, since every arm trains on one core."""
+"""The standard tier: five alphabets of handwriting as tasks, 136 characters in all.
+
+Photographs (`data=cifar10`) do not discriminate on the zoo's encoder, which has never seen one: prototypes find no more
+than those of random weights (20.0 and 21.7 of 100)."""
 
 
 class StreamConfig(SystemConfig):
@@ -65,7 +67,7 @@ class StreamConfig(SystemConfig):
     epochs: int = Field(10, ge=0, le=10_000, description="budget of a task: passes over its images")
     batch_size: int = Field(32, ge=2, le=65_536, description="images per step and process")
     learning_rates: tuple[PositiveFloat, ...] = Field(
-        (2e-4, 1e-3, 5e-3, 2.5e-2), min_length=1, description="peak learning rates; the validation stream picks one"
+        (4e-5, 2e-4, 1e-3, 5e-3, 2.5e-2), min_length=1, description="peak learning rates; the validation stream picks one"
     )
 
     @field_validator("data")

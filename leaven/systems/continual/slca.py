@@ -104,7 +104,7 @@ class SLCA(ContinualSystem[SLCAConfig]):
             tiers=("embedded",),
         ),
         Claim(
-            says="On photographs, which the pre-training hardly had, a slow encoder is better than a frozen one",
+            says="On handwriting, which the pre-training never saw, a slow encoder is better than a frozen one",
             metric="last_accuracy",
             better="slca",
             than="frozen-ca",
