@@ -67,7 +67,7 @@ class StreamConfig(SystemConfig):
     epochs: int = Field(10, ge=0, le=10_000, description="budget of a task: passes over its images")
     batch_size: int = Field(32, ge=2, le=65_536, description="images per step and process")
     learning_rates: tuple[PositiveFloat, ...] = Field(
-        (4e-5, 2e-4, 1e-3, 5e-3, 2.5e-2), min_length=1, description="peak learning rates; the validation stream picks one"
+        (4e-5, 2e-4, 1e-3, 5e-3, 2.5e-2), min_length=1, description="peak rates; the validation stream picks one"
     )
 
     @field_validator("data")
