@@ -32,6 +32,17 @@ def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) ->
     return 100 * sum(p == r for p, r in zip(predictions, references, strict=True)) / len(predictions)
 
 
+def balanced_accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
+    """Mean over the true labels of the share of theirs that is predicted so: that of a fixed answer is 100 / labels.
+
+    Raises: DataError for unequal lengths or no predictions.
+    """
+    check_pairs(predictions, references)
+    of_label = Counter(references)
+    hits = Counter(r for p, r in zip(predictions, references, strict=True) if p == r)
+    return 100 * sum(hits[label] / count for label, count in of_label.items()) / len(of_label)
+
+
 def binary_precision(predictions: Sequence[Hashable], references: Sequence[Hashable], positive: Hashable = 1) -> float:
     """Share of predicted positives that are positive; 0 when none is predicted.
 

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,6 +8,7 @@ from sklearn import metrics as reference_metrics
 from leaven.errors import DataError
 from leaven.metrics.classification import (
     accuracy,
+    balanced_accuracy,
     binary_f1,
     binary_precision,
     binary_recall,
@@ -35,6 +38,10 @@ def test_labels_equal_their_definitions(pairs: list[tuple[int, int]]) -> None:
     assert binary_f1(predictions, references) == pytest.approx(f1)
     expected = reference_metrics.f1_score(references, predictions, average="macro", zero_division=0)
     assert macro_f1(predictions, references) == pytest.approx(100 * expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of labels that are only predicted, which count in neither.
+        balanced = reference_metrics.balanced_accuracy_score(references, predictions)
+    assert balanced_accuracy(predictions, references) == pytest.approx(100 * balanced)
     words = [str(p) for p in predictions], [str(r) for r in references]
     assert binary_f1(*words, positive="1") == pytest.approx(f1)
     assert macro_f1(*words) == pytest.approx(100 * expected)
@@ -91,7 +98,17 @@ def test_no_positive_is_zero() -> None:
 
 @pytest.mark.parametrize(
     "metric",
-    [accuracy, binary_f1, binary_precision, binary_recall, exact_match, macro_f1, subtoken_f1, subtoken_recall],
+    [
+        accuracy,
+        balanced_accuracy,
+        binary_f1,
+        binary_precision,
+        binary_recall,
+        exact_match,
+        macro_f1,
+        subtoken_f1,
+        subtoken_recall,
+    ],
 )
 def test_bad_inputs_are_named(metric: object) -> None:
     assert callable(metric)

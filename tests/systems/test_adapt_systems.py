@@ -12,10 +12,11 @@ from leaven.adapt.peft import adapter_parameters
 from leaven.adapt.peft.method import adaptation_of
 from leaven.adapt.peft.patches import sha256
 from leaven.adapt.peft.sites import projections
-from leaven.adapt.prompting import PromptedClassifier, PromptEnsemble
+from leaven.adapt.prompting import PromptedClassifier, PromptEnsemble, PromptTask
 from leaven.catalog import card
 from leaven.cli import main
 from leaven.errors import CatalogError, ConfigError
+from leaven.evidence.arenas.peft_few_shot import ACCURACY, _trained
 from leaven.evidence.runner import run_claims
 from leaven.models.loading import load_model_and_tokenizer
 from leaven.systems import find_system
@@ -265,6 +266,30 @@ def test_an_ensemble_is_of_a_model_for_each_template(place: dict[str, str]) -> N
     torch.testing.assert_close(of_one.scores(texts), single.scores(texts), rtol=1e-5, atol=1e-5)
 
 
+def test_arms_of_a_seed_share_what_they_trained_and_have_what_they_would_have_alone(
+    place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("fixed-prompt", "single-templates", "ensemble", "gap")
+    options: dict[str, Any] = {"templates": ("{text} it is {mask}", "{text} the {mask}"), "budget": "3 steps"}
+    trainings: list[str] = []
+    plain = PromptTask.classifier
+
+    def counted(task: PromptTask, *given: Any, **rest: Any) -> PromptedClassifier:
+        trainings.append(task.templates[0])
+        return plain(task, *given, **rest)
+
+    monkeypatch.setattr(PromptTask, "classifier", counted)
+    measure = {name: learnable(place, method=name, seed=3, **options) for name in names}
+    shared = {name: system.measure(tmp_path).metrics for name, system in measure.items()}
+    rates = len(measure["gap"].config.learning_rates)
+    assert len(trainings) == rates * (1 + 2 + 0 + 1), "a head is all that the gap adds"
+    learnable(place, method="fixed-prompt", seed=4, **options).measure(tmp_path)
+    assert len(trainings) == rates * (1 + 2 + 0 + 1 + 1), "another seed begins anew"
+    for name, system in measure.items():
+        _trained.cache_clear()
+        assert system.measure(tmp_path).metrics == shared[name]
+
+
 def test_searched_and_random_words(place: dict[str, str]) -> None:
     system = learnable(place)
     ground = system.ground()
@@ -281,7 +306,7 @@ def test_the_gap_is_that_of_the_two_methods(place: dict[str, str], tmp_path: Pat
         name: learnable(place, method=name, budget="4 steps").measure(tmp_path)
         for name in ("gap", "fixed-prompt", "promptless")
     }
-    difference = measured["fixed-prompt"].metrics["accuracy"] - measured["promptless"].metrics["accuracy"]
+    difference = measured["fixed-prompt"].metrics[ACCURACY] - measured["promptless"].metrics[ACCURACY]
     assert measured["gap"].metrics["gap"] == pytest.approx(difference)
     fresh = learnable(place, random_weights=True).ground().model.state_dict()
     again = learnable(place, random_weights=True).ground().model.state_dict()

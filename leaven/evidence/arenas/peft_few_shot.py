@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
@@ -21,13 +22,14 @@ from leaven.evidence.arenas.peft_data import DOCSTRING_TOPICS, LabelledTexts, Te
 from leaven.evidence.arenas.peft_model import DEFAULT_TEXT, tokenizer_of
 from leaven.evidence.selection import Choice, best_of_grid
 from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
-from leaven.metrics.classification import accuracy
+from leaven.metrics.classification import balanced_accuracy
 from leaven.models.loading import load_model_and_tokenizer
 from leaven.models.saved import ARCHITECTURES, build_model
 from leaven.training.budgets import Budget
 from leaven.training.config import TrainingConfig
 
 GAP = "gap"
+ACCURACY = "balanced_accuracy"
 _EVERY = 10**9
 WORDS: dict[str, tuple[str, ...]] = {
     "windows": ("window", "widget"),
@@ -127,6 +129,10 @@ class FewShotConfig(SystemConfig):
 C = TypeVar("C", bound=FewShotConfig)
 Method = Callable[[PromptTask, Any], list[Predictor]]
 """From a task and the system's configuration to what was trained: one predictor, or one for each template."""
+Combination = tuple[str, Callable[[list[Predictor]], list[Predictor]]]
+"""The method whose predictors are taken, and what is made of them without training."""
+Trained = dict[tuple[str, float], list[Predictor]]
+"""Predictors by method and learning rate."""
 
 
 @dataclass(frozen=True)
@@ -143,18 +149,20 @@ class Ground:
 class FewShotSystem(System[C]):
     """Ways to prompt by the system; shots, rates and the test by the arena.
 
-    methods: by name. untrained: those that make no update. gap_of: the two whose difference in accuracy,
-    the first less the second, is the figure `gap`, which the method "gap" gives.
+    methods: by name. combined: further ones, made of what a method trained. untrained: those that make no update.
+    gap_of: the two whose difference in accuracy, the first less the second, is the figure `gap`, which the method "gap"
+    gives. Accuracy is balanced: shots have as many texts of every class, and tests need not.
     """
 
     title = ""
     methods: ClassVar[Mapping[str, Method]]
+    combined: ClassVar[Mapping[str, Combination]] = {}
     untrained: ClassVar[tuple[str, ...]] = ()
     gap_of: ClassVar[tuple[str, str]]
 
     def compared(self) -> tuple[str, ...]:
         """Methods that a run puts side by side."""
-        return tuple(self.methods)
+        return (*self.methods, *self.combined)
 
     @property
     def method(self) -> str:
@@ -180,7 +188,7 @@ class FewShotSystem(System[C]):
             system=self.slug,
             title=self.title,
             config=self.config.model_dump(mode="json"),
-            columns=["method", "learning rate", "held-out accuracy", "accuracy", "worst template"],
+            columns=["method", "learning rate", "held-out", "balanced accuracy", "worst template"],
             rows=rows,
             samples=_samples(chosen, test),
             timings=timings,
@@ -188,20 +196,25 @@ class FewShotSystem(System[C]):
         )
 
     def measure(self, out: Path) -> Measurement:
-        """One arm: the rate is picked on the held-out shots, the test split is read once."""
+        """One arm: the rate is picked on the held-out shots, the test split is read once.
+
+        Arms of a seed that follow one another in a process share what they trained; their budget is what each would
+        have used.
+        """
         del out
         started, config = time.perf_counter(), self.config
         ground = self.ground()
         names = self.gap_of if self.method == GAP else (self.method,)
-        chosen = {name: self.best(ground, name) for name in names}
+        trained = _trained(config.model_dump_json(exclude={"method", "compare", "learning_rates"}))
+        chosen = {name: self.best(ground, name, trained) for name in names}
         test = ground.data.test.read()
         metrics, *others = (judged(best.result, test) for best in chosen.values())
         if others:
-            metrics = {"accuracy": metrics["accuracy"], GAP: metrics["accuracy"] - others[0]["accuracy"]}
+            metrics = {ACCURACY: metrics[ACCURACY], GAP: metrics[ACCURACY] - others[0][ACCURACY]}
         steps = 0 if self.method in self.untrained else Budget.parse(config.budget).steps
         return Measurement(
             metrics=metrics,
-            validation={f"accuracy: {name}": best.score for name, best in chosen.items()},
+            validation={f"{ACCURACY}: {name}": best.score for name, best in chosen.items()},
             budget={
                 "shots": float(config.shots),
                 "steps": float(steps or 0),
@@ -236,13 +249,21 @@ class FewShotSystem(System[C]):
         shots = draw_shots(data, config.shots, config.dev_shots, config.seed)
         return Ground(model, tokenizer_of(loaded, config.model), words, data, shots)
 
-    def best(self, ground: Ground, name: str) -> Choice[list[Predictor]]:
-        """The training whose rate does best on the held-out shots; the base model stays as it is."""
+    def best(self, ground: Ground, name: str, trained: Trained | None = None) -> Choice[list[Predictor]]:
+        """The training whose rate does best on the held-out shots; the base model stays as it is.
+
+        trained: what there is already, which grows.
+        """
         rates = self.config.learning_rates[: 1 if name in self.untrained else None]
+        kept: Trained = {} if trained is None else trained
+        source, combine = self.combined.get(name, (name, None))
 
         def attempt(rate: float) -> tuple[float, list[Predictor]]:
-            made = self.methods[name](self.task(ground, rate), self.config)
-            return judged(made, ground.shots.dev)["accuracy"], made
+            if (source, rate) not in kept:
+                kept[source, rate] = self.methods[source](self.task(ground, rate), self.config)
+            made = kept[source, rate]
+            made = combine(made) if combine else made
+            return judged(made, ground.shots.dev)[ACCURACY], made
 
         return best_of_grid(rates, attempt)
 
@@ -271,10 +292,17 @@ class FewShotSystem(System[C]):
         )
 
 
+@lru_cache(maxsize=1)
+def _trained(ground: str) -> Trained:
+    """What arms on one ground share; those on another begin anew."""
+    del ground
+    return {}
+
+
 def judged(predictors: Sequence[Predictor], texts: LabelledTexts) -> Figures:
-    """Mean accuracy of the predictors in [0, 100], and that of the worst."""
-    found = [accuracy(one.predict(texts.texts), texts.labels) for one in predictors]
-    return {"accuracy": fmean(found), "worst_template": min(found)}
+    """Mean balanced accuracy of the predictors in [0, 100], and that of the worst."""
+    found = [balanced_accuracy(one.predict(texts.texts), texts.labels) for one in predictors]
+    return {ACCURACY: fmean(found), "worst_template": min(found)}
 
 
 def _samples(chosen: dict[str, Choice[list[Predictor]]], test: LabelledTexts) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from leaven.adapt.prompting import Demonstrations, PromptEnsemble, PromptTask, TaskHead, Template, search_label_words
 from leaven.adapt.prompting.recipes import Predictor
 from leaven.errors import ConfigError, DataError
-from leaven.evidence.arenas.peft_few_shot import GAP, FewShotConfig, FewShotSystem, Method
+from leaven.evidence.arenas.peft_few_shot import ACCURACY, GAP, Combination, FewShotConfig, FewShotSystem, Method
 from leaven.evidence.claims import Claim
 
 
@@ -37,7 +37,7 @@ class PromptingConfig(FewShotConfig):
     @classmethod
     def _known(cls, given: Any) -> Any:
         names = (given,) if isinstance(given, str) else given
-        known = [*METHODS, GAP] if isinstance(given, str) else [*METHODS]
+        known = [*METHODS, *COMBINED, *([GAP] if isinstance(given, str) else [])]
         for name in names:
             if name not in known:
                 raise ConfigError(f"there is no method {name!r}; there are {', '.join(known)}")
@@ -71,8 +71,8 @@ def _each_template(task: PromptTask, config: PromptingConfig) -> list[Any]:
     return [METHODS["fixed-prompt"](one, config)[0] for one in apart]
 
 
-def _ensemble(task: PromptTask, config: PromptingConfig) -> list[Predictor]:
-    return [PromptEnsemble(_each_template(task, config))]
+def _ensemble(made: list[Any]) -> list[Predictor]:
+    return [PromptEnsemble(made)]
 
 
 def _searched_words(task: PromptTask, config: PromptingConfig) -> list[Predictor]:
@@ -110,11 +110,11 @@ METHODS: dict[str, Method] = {
     "fixed-lm": _one("fixed-LM", "{{soft:{}}} "),
     "prompt-and-lm": _one("prompt+LM", "{{soft:{}}} "),
     "single-templates": _each_template,
-    "ensemble": _ensemble,
     "searched-words": _searched_words,
     "random-words": _random_words,
     "demonstrations": _demonstrations,
 }
+COMBINED: dict[str, Combination] = {"ensemble": ("single-templates", _ensemble)}
 
 
 class PromptingSurvey(FewShotSystem[PromptingConfig]):
@@ -127,16 +127,17 @@ class PromptingSurvey(FewShotSystem[PromptingConfig]):
     title = "Prompting with few labels: templates, answer words, tuning strategies, ensembles, demonstrations"
     Config = PromptingConfig
     methods: ClassVar[Mapping[str, Method]] = METHODS
+    combined: ClassVar[Mapping[str, Combination]] = COMBINED
     untrained = ("zero-shot", "calibrated")
     gap_of = ("fixed-prompt", "promptless")
     arms: ClassVar[dict[str, dict[str, Any]]] = {
-        **{name: {"method": name} for name in METHODS},
+        **{name: {"method": name} for name in (*METHODS, *COMBINED)},
         "gap": {"method": "gap"},
         "gap-256": {"method": "gap", "shots": 256},
         "gap-random": {"method": "gap", "random_weights": True},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {},
+        "embedded": {"budget": "50 steps", "max_tokens": 48},
         "standard": {
             "data": "sst2",
             "templates": (
@@ -160,7 +161,7 @@ class PromptingSurvey(FewShotSystem[PromptingConfig]):
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             says="With 16 labels a class, tuning with a prompt beats tuning with a new head",
-            metric="accuracy",
+            metric=ACCURACY,
             better="fixed-prompt",
             than="promptless",
             by=5.0,
@@ -168,9 +169,9 @@ class PromptingSurvey(FewShotSystem[PromptingConfig]):
         ),
         Claim("The gain shrinks with 256 labels a class", "gap", "gap", "gap-256", 0.0),
         Claim("The gain comes from pre-training: from random weights it vanishes", "gap", "gap", "gap-random", 4.0),
-        Claim("An ensemble of templates beats their mean", "accuracy", "ensemble", "single-templates", 1.0),
-        Claim("Searched label words beat random ones", "accuracy", "searched-words", "random-words", 5.0),
-        Claim("Calibration does not harm zero-shot prompts", "accuracy", "calibrated", "zero-shot", -1.0),
+        Claim("An ensemble of templates beats their mean", ACCURACY, "ensemble", "single-templates", 1.0),
+        Claim("Searched label words beat random ones", ACCURACY, "searched-words", "random-words", 5.0),
+        Claim("Calibration does not harm zero-shot prompts", ACCURACY, "calibrated", "zero-shot", -1.0),
     )
 
     def compared(self) -> tuple[str, ...]:
