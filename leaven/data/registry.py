@@ -250,7 +250,7 @@ STANDARD_SETS: dict[str, StandardSet] = {
         ),
         StandardSet(
             name="omniglot",
-            what="136 handwritten characters of 5 alphabets, 20 drawers, split by drawer 12/3/5",
+            what="136 handwritten characters of 5 alphabets, 20 drawers, split by drawer 10/5/5",
             licence="MIT",
             origin="brendenlake/omniglot",
             kinds=(LabelledImage,),

@@ -13,7 +13,7 @@ from leaven.errors import DataError
 
 Paths = tuple[Path, ...]
 
-_LAST_TRAINS, _LAST_VALIDATES = 12, 15
+_LAST_TRAINS, _LAST_VALIDATES = 10, 15
 
 
 def cifar10(paths: Paths, part: str, split: SplitName, kind: ExampleKind) -> list[Example]:
@@ -34,7 +34,7 @@ def cifar10(paths: Paths, part: str, split: SplitName, kind: ExampleKind) -> lis
 def omniglot(paths: Paths, part: str, split: SplitName, kind: ExampleKind) -> list[Example]:
     """`LabelledImage` of FOLDER/ALPHABET/CHARACTER/CODE_DRAWER.png, of the class ALPHABET/CHARACTER.
 
-    Each character is drawn once by each of 20 people: those of drawers 1 to 12 train, 13 to 15 validate, 16 to 20 test.
+    Each character is drawn once by each of 20 people: those of drawers 1 to 10 train, 11 to 15 validate, 16 to 20 test.
     """
     del part, kind
     found: list[Example] = []

@@ -20,7 +20,7 @@ from leaven.evidence.page_parts import curve_plots, curves_on_test, picture
 from leaven.evidence.progress import Progress
 from leaven.evidence.run_folder import RunFolder
 from leaven.evidence.runner import Results, arm_evidence, measure_seeds, protocol
-from leaven.evidence.statistics import paired_effect
+from leaven.evidence.statistics import paired_effect, reach_of_all_pairs
 from leaven.evidence.system import Measurement, System
 from leaven.evidence.tables import aligned, arms_table, signed, words
 
@@ -30,7 +30,8 @@ class Pair:
     """Two entrants on one metric.
 
     effect: mean paired difference of `one` over `other`, positive where `one` is better.
-    interval: two-sided; all intervals of a metric hold together with 95% confidence (Bonferroni). None for one seed.
+    interval: two-sided; all intervals of a metric hold together with 95% confidence (Tukey, seeds as blocks). None for
+        one seed.
     better: the one that the interval favours, None when it includes zero.
     """
 
@@ -183,15 +184,14 @@ def _smaller_is_better(metric: str, entrants: Sequence[Entrant]) -> bool:
 
 
 def _pairs(metric: str, results: Results, smaller_is_better: bool) -> list[Pair]:
-    labels = list(combinations(results, 2))
-    confidence = 1 - 0.05 / len(labels)
+    figures = {label: [one.metrics[metric] for one in measured] for label, measured in results.items()}
+    reach = reach_of_all_pairs(list(figures.values()))
     pairs = []
-    for one, other in labels:
-        figures = [[measurement.metrics[metric] for measurement in results[label]] for label in (one, other)]
-        effect = paired_effect(*figures, smaller_is_better=smaller_is_better)
-        low, high = effect.interval(confidence)
+    for one, other in combinations(figures, 2):
+        mean = paired_effect(figures[one], figures[other], smaller_is_better=smaller_is_better).mean
+        low, high = mean - reach, mean + reach
         better = one if low > 0 else other if high < 0 else None
-        pairs.append(Pair(metric, one, other, effect.mean, (low, high) if math.isfinite(low) else None, better))
+        pairs.append(Pair(metric, one, other, mean, (low, high) if math.isfinite(reach) else None, better))
     return pairs
 
 

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from leaven.errors import ConfigError
@@ -78,6 +79,44 @@ def paired_effect(better: Sequence[float], than: Sequence[float], *, smaller_is_
             raise ConfigError(f"a figure is {figure}: a verdict needs finite figures")
     sign = -1.0 if smaller_is_better else 1.0
     return PairedEffect(tuple(_difference(sign * one, sign * other) for one, other in zip(better, than, strict=True)))
+
+
+def reach_of_all_pairs(figures: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> float:
+    """Half the width of intervals of the mean difference of every two rows, which hold together with `confidence`.
+
+    Tukey's honest differences with seeds as blocks: one variance for all rows, on (rows - 1) (seeds - 1) degrees of
+    freedom, so that a few seeds of several rivals can decide; of two rows it is the paired t interval.
+
+    Args:
+        figures: (rows, seeds), finite, in the same order of seeds.
+
+    Returns: infinite for one seed.
+    """
+    rows, seeds = len(figures), len(figures[0])
+    if seeds < 2:
+        return math.inf
+    of_seed = [math.fsum(column) / rows for column in zip(*figures, strict=True)]
+    of_row = [math.fsum(row) / seeds for row in figures]
+    whole = math.fsum(of_row) / rows
+    left = [
+        value - mean - block + whole
+        for row, mean in zip(figures, of_row, strict=True)
+        for value, block in zip(row, of_seed, strict=True)
+    ]
+    degrees = (rows - 1) * (seeds - 1)
+    scale = max(abs(value) for row in figures for value in row)
+    variance = math.fsum(value * value for value in left) / degrees
+    if math.sqrt(variance) <= _SAME * scale:
+        return 0.0
+    return _range_quantile(confidence, rows, degrees) * math.sqrt(variance / seeds)
+
+
+@cache
+def _range_quantile(confidence: float, rows: int, degrees: int) -> float:
+    """Of the studentized range; it is an integral, and takes a tenth of a second."""
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(confidence, rows, degrees))
 
 
 def _difference(one: float, other: float) -> float:

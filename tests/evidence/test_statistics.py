@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from leaven.errors import ConfigError
-from leaven.evidence.statistics import PairedEffect, decide, paired_effect, spread, verdict
+from leaven.evidence.statistics import PairedEffect, decide, paired_effect, reach_of_all_pairs, spread, verdict
 
 A = [0.71, 0.64, 0.69, 0.75, 0.66]
 B = [0.62, 0.61, 0.66, 0.60, 0.64]
@@ -133,3 +133,32 @@ def test_figures_that_give_no_effect(a, b):
 def test_spread():
     assert spread([1.0, 2.0, 4.0]) == (pytest.approx(7 / 3), pytest.approx(np.std([1, 2, 4], ddof=1)))
     assert spread([2.0]) == (2.0, None)
+
+
+def test_of_two_rows_the_reach_of_all_pairs_is_the_paired_interval():
+    low, high = paired_effect(A, B).interval()
+    assert reach_of_all_pairs([A, B]) == pytest.approx((high - low) / 2, rel=1e-6)
+    assert reach_of_all_pairs([[1.0], [2.0]]) == math.inf
+    # Rows that differ by the same at every seed leave no doubt, whatever the seeds do.
+    assert reach_of_all_pairs([[1.0, 5.0, 3.1], [2.0, 6.0, 4.1], [0.5, 4.5, 2.6]]) == 0.0
+
+
+def test_the_reach_of_all_pairs_by_a_linear_model():
+    rows = np.random.default_rng(3).normal(size=(4, 6))
+    systems, seeds = np.eye(4).repeat(6, 0), np.tile(np.eye(6), (4, 1))
+    design = np.hstack([systems, seeds[:, 1:]])
+    _, squares, rank, _ = np.linalg.lstsq(design, rows.ravel(), rcond=None)
+    # Tables of the studentized range: 4.08 for 4 groups on 15 degrees of freedom.
+    assert 24 - rank == 15
+    expected = 4.08 * math.sqrt(squares[0] / 15 / 6)
+    assert reach_of_all_pairs(rows.tolist()) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(("rows", "seeds"), [(3, 3), (5, 3)])
+def test_all_intervals_hold_together_in_95_of_100_comparisons(rows, seeds):
+    generator, trials, held = np.random.default_rng(rows), 2000, 0
+    for _ in range(trials):
+        figures = generator.normal(size=(rows, seeds)) + generator.normal(0, 5, seeds)
+        means = figures.mean(1)
+        held += means.max() - means.min() <= reach_of_all_pairs(figures.tolist())
+    assert abs(held / trials - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)

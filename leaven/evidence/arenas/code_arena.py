@@ -149,6 +149,11 @@ class CodeSystem(System[C]):
             outcome.artefacts[name] = _file(name)
             self._save(out / _file(name), model, corpus, {name: trainer})
             outcome.samples += _samples(model, trainer, test)
+        if config.scratch:
+            outcome.notes.append(
+                f"without pre-training: as much training in all, {self.whole_budget()} on each task where the others "
+                f"have {self.task_budget()}"
+            )
         outcome.model = model
         return outcome
 

@@ -39,10 +39,10 @@ EMBEDDED: dict[str, Any] = {"train_images": 25, "test_images": 30, "epochs": 10}
 """The embedded tier: few images, so that all arms of a seed take minutes."""
 STANDARD: dict[str, Any] = {
     "data": "omniglot",
-    "train_images": 12,
-    "valid_images": 3,
+    "train_images": 10,
+    "valid_images": 5,
     "test_images": 5,
-    "epochs": 10,
+    "epochs": 5,
 }
 """The standard tier: five alphabets of handwriting as tasks, 136 characters in all.
 

@@ -93,7 +93,7 @@ def open_tasks(
         data: "glyph-tasks", rendered characters; or "omniglot-tasks", handwritten ones, those of a task being of one
             alphabet.
         classes: characters of a task, from 2; to 4 of glyphs, to 13 of omniglot.
-        per_class: most images of a character to train, choose and test on; omniglot has 12, 3 and 5.
+        per_class: most images of a character to train, choose and test on; omniglot has 10, 5 and 5.
         size: side in pixels. seed: of the images, and of which characters each task gets.
 
     Raises: ConfigError for other data or more classes; DataError when the files of omniglot are not to be had.

@@ -27,6 +27,8 @@ from leaven.evidence.system import Figures
 
 _AHEAD = "paper, last accuracy: 1.3 points above the best before on CIFAR-100, 3.6 on ImageNet-R (Adapter)"
 
+_RATES = (1e-3, 5e-3, 2.5e-2)
+"""Of modules and heads, the only ones that learn here; the arena's smaller rates are for whole encoders."""
 TARGET = 0.25
 """Of the first task's training loss, as a share of the cross-entropy of a guess among its classes."""
 
@@ -92,7 +94,10 @@ class LAE(ContinualSystem[LAEConfig]):
         "no-freezing": {"pet": "adapter", "freeze": 0.0},
         "uncompensated": {"pet": "prefix", "compensate": False},
     }
-    tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {**EMBEDDED, "learning_rates": _RATES},
+        "standard": {**STANDARD, "learning_rates": _RATES},
+    }
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {**ContinualSystem.smoke, "rank": 2, "prefix_length": 2}
     claims: ClassVar[tuple[Claim, ...]] = (

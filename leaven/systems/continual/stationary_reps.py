@@ -75,8 +75,8 @@ class StationaryReps(SearchSystem[StationaryRepsConfig]):
         "embedded": {"train_images": 40, "learning_rates": (1e-3, 5e-3)},
         "standard": {
             "data": "omniglot",
-            "train_images": 12,
-            "valid_images": 3,
+            "train_images": 10,
+            "valid_images": 5,
             "test_images": 5,
             "batch_size": 16,
             "search_classes": 64,
