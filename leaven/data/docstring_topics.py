@@ -21,6 +21,16 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "debugging": ("inspect", "ast", "dis", "pdb", "bdb", "pydoc", "doctest", "unittest", "traceback", "trace"),
     "modules": ("importlib", "pkgutil", "zipimport", "runpy", "sysconfig", "platform", "venv", "site", "ensurepip"),
 }
+PACKAGES: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in (
+        "tkinter", "idlelib", "asyncio", "email", "importlib", "logging", "multiprocessing", "mailbox", "turtle", "xml",
+        "unittest", "http", "tarfile", "urllib", "inspect", "pydoc", "imaplib",
+    )},
+    "decimal": ("_pydecimal",),
+    "datetime": ("datetime", "_pydatetime"),
+    "io": ("_pyio",),
+}  # fmt: skip
+"""Twenty packages with many documented functions, each a topic of its own."""
 _WORD = re.compile(r"[A-Za-z]+")
 
 

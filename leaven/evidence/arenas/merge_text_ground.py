@@ -21,7 +21,6 @@ from leaven.errors import ConfigError
 from leaven.evidence.arenas.kept_weights import KeptWeights, Records
 from leaven.evidence.arenas.merge_classifiers import beside
 from leaven.evidence.arenas.merge_embedders import (
-    MINILM,
     SentenceEncoder,
     TextModel,
     TextStore,
@@ -40,6 +39,7 @@ from leaven.evidence.system import Figures
 from leaven.merge import Weights, open_weights, task_conflict
 from leaven.merge.compatibility import refuse_nonfinite
 from leaven.models.bridge.huggingface import save_huggingface
+from leaven.models.loading import MINILM
 from leaven.models.saved import MANIFEST, save_model
 from leaven.objectives.contrastive import TextContrast
 from leaven.training.config import TrainingConfig

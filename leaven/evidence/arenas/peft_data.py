@@ -12,8 +12,9 @@ from torch import Tensor
 
 from leaven.adapt.prompting import PromptTokenizer
 from leaven.contracts import Batch
-from leaven.data.docstring_topics import TOPICS, topic_texts
+from leaven.data.docstring_topics import PACKAGES, TOPICS, topic_texts
 from leaven.data.examples import Labelled
+from leaven.data.registry import STANDARD_SETS
 from leaven.data.sources import open_source
 from leaven.data.splits import Split, some_by_hash
 from leaven.errors import DataError
@@ -21,7 +22,18 @@ from leaven.evidence.arenas.image_data import ImageSet
 from leaven.evidence.selection import Sealed
 from leaven.modalities.image import pixel_values
 
-DOCSTRING_TOPICS = "docstring-topics"
+DOCSTRING_TOPICS, DOCSTRING_PACKAGES = "docstring-topics", "docstring-packages"
+_DOCSTRINGS = {DOCSTRING_TOPICS: TOPICS, DOCSTRING_PACKAGES: PACKAGES}
+
+
+def has_texts(spec: str) -> bool:
+    """Whether a source is one of labelled texts: docstrings, a standard set of them, or rows of {text, label}."""
+    standard = STANDARD_SETS.get(spec)
+    return (
+        spec in _DOCSTRINGS
+        or spec.startswith(("jsonl:", "csv:", "hf:"))
+        or (standard is not None and Labelled in standard.kinds)
+    )
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,11 @@ def open_texts(spec: str, *, limits: tuple[int, int, int], source: bool = False)
     """Texts of a source.
 
     Args:
-        spec: "docstring-topics", what a piece of the standard library is about; or rows of {text, label}, such as
-            `jsonl:FILE` or `csv:FILE`, whose labels are whole numbers or names; or agnews, sst2, trec.
+        spec: "docstring-topics", what a piece of the standard library is about; "docstring-packages", which of twenty
+            packages it is from; or rows of {text, label}, such as `jsonl:FILE` or `csv:FILE`, whose labels are whole
+            numbers or names; or agnews, sst2, trec.
         limits: most texts in train, valid and test; which depends on each text alone.
-        source: docstring-topics: lines of code too.
+        source: of docstrings: lines of code too.
 
     Raises: ConfigError and DataError as `open_source` does; DataError for fewer than two classes, or a class of valid
     or test that has no text to train on. Classes stand in the order of their numbers or names.
@@ -77,18 +90,30 @@ def open_texts(spec: str, *, limits: tuple[int, int, int], source: bool = False)
     return TextData(list(named.values()), train, valid, Sealed(test, spec))
 
 
+def some_of_each(texts: LabelledTexts, classes: Sequence[str], per_class: int, seed: int) -> LabelledTexts:
+    """At most so many texts of every class, classes mixed; those of a smaller number are among those of a larger."""
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    left = dict.fromkeys(classes, per_class)
+    chosen = []
+    for at in order:
+        if left[texts.labels[at]]:
+            left[texts.labels[at]] -= 1
+            chosen.append(at)
+    return LabelledTexts(tuple(texts.texts[at] for at in chosen), tuple(texts.labels[at] for at in chosen))
+
+
 def _names(spec: str, labels: set[int | str]) -> dict[int | str, str]:
     """Names of the classes by their labels, in order."""
-    topics = list(TOPICS)
+    topics = list(_DOCSTRINGS.get(spec, ()))
     ordered = sorted(labels, key=lambda label: (0, label, "") if isinstance(label, int) else (1, 0, label))
-    return {at: topics[at] if spec == DOCSTRING_TOPICS and isinstance(at, int) else str(at) for at in ordered}
+    return {at: topics[at] if topics and isinstance(at, int) else str(at) for at in ordered}
 
 
 @cache
 def _labelled(spec: str, split: Split, source: bool) -> list[Labelled]:
     """Once per process: arms share them."""
-    if spec == DOCSTRING_TOPICS:
-        return topic_texts(split, source=source)
+    if topics := _DOCSTRINGS.get(spec):
+        return topic_texts(split, topics=topics, source=source)
     return open_source(spec, Labelled, split=split).examples
 
 

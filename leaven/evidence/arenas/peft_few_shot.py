@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from leaven.adapt.prompting import PromptedClassifier, PromptTask, SlotReader, Template
 from leaven.adapt.prompting.recipes import Predictor
 from leaven.errors import ConfigError, DataError
-from leaven.evidence.arenas.peft_data import DOCSTRING_TOPICS, LabelledTexts, TextData, open_texts
+from leaven.evidence.arenas.peft_data import DOCSTRING_TOPICS, LabelledTexts, TextData, open_texts, some_of_each
 from leaven.evidence.arenas.peft_model import DEFAULT_TEXT, tokenizer_of
 from leaven.evidence.selection import Choice, best_of_grid
 from leaven.evidence.system import Figures, Measurement, Outcome, System, SystemConfig, timed
@@ -66,25 +66,14 @@ def draw_shots(data: TextData, per_class: int, dev_per_class: int, seed: int) ->
 
     Raises: DataError for a class with fewer texts to train on, or none to choose by.
     """
-    train = _drawn(data.train, data.classes, per_class, seed)
-    dev = _drawn(data.valid, data.classes, dev_per_class, seed)
+    train = some_of_each(data.train, data.classes, per_class, seed)
+    dev = some_of_each(data.valid, data.classes, dev_per_class, seed)
     for name in data.classes:
         if (found := train.labels.count(name)) < per_class:
             raise DataError(f"class {name!r} has {found} texts to train on; {per_class} of every class were asked for")
         if name not in dev.labels:
             raise DataError(f"class {name!r} has no text in the valid split to choose by")
     return Shots(train, dev)
-
-
-def _drawn(texts: LabelledTexts, classes: list[str], per_class: int, seed: int) -> LabelledTexts:
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-    left = dict.fromkeys(classes, per_class)
-    chosen = []
-    for at in order:
-        if left[texts.labels[at]]:
-            left[texts.labels[at]] -= 1
-            chosen.append(at)
-    return LabelledTexts(tuple(texts.texts[at] for at in chosen), tuple(texts.labels[at] for at in chosen))
 
 
 class FewShotConfig(SystemConfig):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from leaven.contracts import Batch
 from leaven.errors import ModelError
 from leaven.evidence.arenas.peft_data import Rows
 from leaven.metrics.classification import accuracy
-from leaven.models.loading import Loaded, fetch_from_hub, load_model_and_tokenizer
+from leaven.models.loading import Loaded, load_model_and_tokenizer, model_folder
 
 HEAD = "head"
 DEFAULT_TEXT, DEFAULT_IMAGE = "zoo:mini-mlm", "zoo:mini-vit"
@@ -114,17 +113,21 @@ def open_backbone(spec: str, *, images: bool) -> Backbone:
     if reads_images != images:
         reads, given = ("images", "texts") if reads_images else ("texts", "images")
         raise ModelError(f"{spec} reads {reads}, and the data are {given}: choose another model, or other data")
-    if inner is None:
-        for name in _UNUSED:
-            if getattr(model, name, None) is not None:
-                setattr(model, name, None)
     return Backbone(
-        encoder=model,
+        encoder=model if inner is not None else without_heads(model),
         pool="first" if loaded.kind == "image-encoder" else "mean",
         tokenizer=None if images else tokenizer_of(loaded, spec),
         size=_pixels(model, spec) if images else None,
         longest=_positions(model),
     )
+
+
+def without_heads(model: Any) -> Any:
+    """One of leaven's own models, in place, without the parts that a classifier has no use for."""
+    for name in _UNUSED:
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+    return model
 
 
 def tokenizer_of(loaded: Loaded, spec: str) -> PromptTokenizer:
@@ -136,7 +139,7 @@ def tokenizer_of(loaded: Loaded, spec: str) -> PromptTokenizer:
         return prompt_tokenizer(loaded.tokenizer)
     from transformers import AutoTokenizer
 
-    folder = fetch_from_hub(spec[3:]) if spec.startswith("hf:") else Path(spec)
+    folder = model_folder(spec)
     try:
         found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises plain exceptions of many kinds

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from leaven.adapt.continual import (
     APER,
@@ -18,8 +19,8 @@ from leaven.adapt.continual import (
     TaskTraining,
 )
 from leaven.adapt.peft import SSF, Adapter, Method, PromptTuning
-from leaven.evidence.arenas.continual_arena import EMBEDDED, STANDARD, ContinualConfig, ContinualSystem
-from leaven.evidence.arenas.continual_encoder import PixelEncoder
+from leaven.evidence.arenas.continual_arena import ContinualSystem
+from leaven.evidence.arenas.continual_options import EMBEDDED, STANDARD, ContinualConfig
 from leaven.evidence.claims import Claim
 
 
@@ -150,7 +151,7 @@ class AdamCIL(ContinualSystem[AdamCILConfig]):
             self.config.method == "adam" and self.config.adapt == "batch-norm"
         )
 
-    def learner(self, encoder: PixelEncoder, training: TaskTraining) -> Learner:
+    def learner(self, encoder: nn.Module, training: TaskTraining) -> Learner:
         """ADAM, or one of the methods that it is compared with."""
         config = self.config
         if config.method == "simplecil":

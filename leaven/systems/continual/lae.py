@@ -19,9 +19,9 @@ from leaven.adapt.continual.learner import Label
 from leaven.adapt.peft import Adapter, Method, Prefix, cell
 from leaven.adapt.peft.sublayers import attention_layers
 from leaven.errors import ConfigError
-from leaven.evidence.arenas.continual_arena import EMBEDDED, STANDARD, ContinualConfig, ContinualSystem
-from leaven.evidence.arenas.continual_encoder import PixelEncoder
+from leaven.evidence.arenas.continual_arena import ContinualSystem
 from leaven.evidence.arenas.continual_kept import SharedLAE
+from leaven.evidence.arenas.continual_options import EMBEDDED, STANDARD, ContinualConfig
 from leaven.evidence.claims import Claim
 from leaven.evidence.system import Figures
 
@@ -157,7 +157,7 @@ class LAE(ContinualSystem[LAEConfig]):
         steps = steps_to_loss(losses, TARGET * math.log(learner.heads.sizes[0]))
         return {"steps_to_loss": float(steps), "log2_steps_to_loss": math.log2(steps)}
 
-    def learner(self, encoder: PixelEncoder, training: TaskTraining) -> Learner:
+    def learner(self, encoder: nn.Module, training: TaskTraining) -> Learner:
         """LAE, or one of the methods that it is compared with."""
         config = self.config
         if config.method == "simplecil":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from leaven.adapt.continual import (
     JointTraining,
@@ -18,10 +19,11 @@ from leaven.adapt.continual import (
 )
 from leaven.adapt.continual.features import Inputs, rows_in
 from leaven.adapt.continual.learner import Labels, checked_labels
-from leaven.evidence.arenas.continual_arena import EMBEDDED, STANDARD, ContinualConfig, ContinualSystem
-from leaven.evidence.arenas.continual_encoder import PixelEncoder
-from leaven.evidence.arenas.continual_stream import ImageStream, domain_stream, shifted_domains
-from leaven.evidence.arenas.image_data import GLYPHS, open_images
+from leaven.errors import ConfigError
+from leaven.evidence.arenas.continual_arena import ContinualSystem
+from leaven.evidence.arenas.continual_options import EMBEDDED, STANDARD, ContinualConfig
+from leaven.evidence.arenas.continual_stream import Stream, domain_stream, shifted_domains
+from leaven.evidence.arenas.image_data import GLYPHS, has_images, open_images
 from leaven.evidence.claims import Claim
 
 _PROTOTYPES = ("nmc", "cosine", "unnormalised", "task-means")
@@ -141,14 +143,17 @@ class NMC(ContinualSystem[NMCConfig]):
         """Means know no learning rate."""
         return self.config.method not in _PROTOTYPES
 
-    def open_stream(self) -> ImageStream:
+    def open_stream(self) -> Stream:
         """The tasks of the regime; domains are styles of glyphs, and shifts of other images.
 
-        Raises: ConfigError for more domains than shifts; DataError for a class with fewer images than domains.
+        Raises: ConfigError for domains of texts, or more than there are shifts; DataError for a class with fewer images
+        than domains.
         """
         c = self.config
         if c.regime == "class":
             return super().open_stream()
+        if not has_images(c.data):
+            raise ConfigError(f"regime=domain: domains are styles of images, and data={c.data} are texts")
         if c.data != GLYPHS:
             data = open_images(c.data, size=c.size, classes=c.classes, per_class=c.per_class, gap=c.gap, seed=c.seed)
             return domain_stream(shifted_domains(data, c.tasks, seed=c.seed, spec=c.data), spec=c.data)
@@ -162,11 +167,11 @@ class NMC(ContinualSystem[NMCConfig]):
         }
         return domain_stream(domains, spec=c.data)
 
-    def learner(self, encoder: PixelEncoder, training: TaskTraining) -> Learner:
+    def learner(self, encoder: nn.Module, training: TaskTraining) -> Learner:
         """The method, on the encoder."""
         method = self.config.method
         if method in _PROTOTYPES:
-            kinds: dict[str, Callable[[PixelEncoder], Learner]] = {
+            kinds: dict[str, Callable[[nn.Module], Learner]] = {
                 "nmc": NearestMean,
                 "cosine": SimpleCIL,
                 "unnormalised": UnnormalisedMean,

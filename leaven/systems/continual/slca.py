@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from leaven.adapt import continual
 from leaven.adapt.continual import Alignment, JointTraining, Learner, SimpleCIL, TaskTraining
 from leaven.adapt.continual.statistics import Covariance
-from leaven.evidence.arenas.continual_arena import EMBEDDED, STANDARD, ContinualConfig, ContinualSystem
-from leaven.evidence.arenas.continual_encoder import PixelEncoder
+from leaven.evidence.arenas.continual_arena import ContinualSystem
 from leaven.evidence.arenas.continual_kept import SharedFineTuning
+from leaven.evidence.arenas.continual_options import EMBEDDED, STANDARD, ContinualConfig
 from leaven.evidence.claims import Claim
 
 Factor = Annotated[float, Field(ge=0, le=1)]
@@ -142,7 +143,7 @@ class SLCA(ContinualSystem[SLCAConfig]):
         """Those of the alignment: a task trains the encoder and its own head, whatever the other heads are."""
         return frozenset({"align_epochs", "samples", "logit_norm", "covariance", "cumulative"})
 
-    def learner(self, encoder: PixelEncoder, training: TaskTraining) -> Learner:
+    def learner(self, encoder: nn.Module, training: TaskTraining) -> Learner:
         """SLCA, or one of the methods that it is compared with."""
         config, slow = self.config, self.config.slow
         if isinstance(slow, tuple):
