@@ -198,7 +198,7 @@ def test_arms_of_dsee_are_what_they_are_called() -> None:
     model = systems["dsee"].backbone().classifier(8, 0)
     made = {arm: system.adaptation(model) for arm, system in systems.items()}
     assert isinstance(made["lora"], LoRA) and made["lora"] == made["lora-magnitude"]
-    assert made["dsee"].support == "decomposition" and made["dsee"].sparse > 0
+    assert made["dsee"].support == "decomposition" and made["dsee"].sparse is None
     assert made["dsee"] == made["heads"] == made["random-heads"]
     assert made["random-support"] == DSEE(**{**made["dsee"].__dict__, "support": "random"})
     assert made["no-sparse"].sparse == 0 and made["no-sparse"].rank == made["lora"].rank == made["dsee"].rank + 1
@@ -209,9 +209,6 @@ def test_arms_of_dsee_are_what_they_are_called() -> None:
     assert (chosen["random-heads"][0], chosen["random-heads"][2]) == ("heads", "random")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the sparse entries are counted on the first matrix alone"
-)
 def test_arms_of_dsee_train_equally_many_numbers_in_matrices_of_any_shape(place: dict[str, str]) -> None:
     systems = arms_of(DSEESystem, targets="q,v,up", **place)
     model = systems["dsee"].backbone().classifier(2, 0)
@@ -365,9 +362,6 @@ def test_where_the_model_trains_all_of_it_trains(name: str, place: dict[str, str
     assert all(key.startswith("head.proj") for key in still) and len(still) < 2
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a shortened example is not recognised as the text that it was cut from"
-)
 def test_a_shortened_demonstration_never_answers_its_own_text() -> None:
     texts = ["ice snow winter rain", "winter ice", "sun fire summer hot", "fire summer"]
     labels = ["cold", "cold", "warm", "warm"]

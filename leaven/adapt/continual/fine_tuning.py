@@ -215,6 +215,7 @@ class JointTraining(Learner):
     ) -> None:
         self.learner = SequentialFineTuning(encoder, slow=slow, training=training, chunk=chunk)
         self._untrained = self.learner
+        self.fits: tuple[FitResult, ...] = ()
         self._inputs: list[Inputs] = []
         self._labels: list[Label] = []
 
@@ -228,6 +229,7 @@ class JointTraining(Learner):
         names = checked_labels(labels, rows_in(inputs), self._labels[:1])
         learner = self._untrained.fresh()
         learner.learn(joined([*self._inputs, inputs]), [*self._labels, *names])
+        self.fits = (*self.fits, *learner.fits)
         self.learner, self._inputs, self._labels = learner, [*self._inputs, inputs], [*self._labels, *names]
 
     def scores(self, inputs: Inputs) -> Tensor:

@@ -79,11 +79,24 @@ class CosineHead(nn.Module):
 
 
 class EncoderWithHead(nn.Module):
-    """An encoder and a classifier on its features; inputs -> logits (batch, classes)."""
+    """An encoder and a classifier on its features; inputs -> logits (batch, classes).
+
+    Batch normalisation whose weights are frozen keeps its statistics too: in training mode it stays in evaluation.
+    """
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
+
+    def train(self, mode: bool = True) -> EncoderWithHead:
+        """Training or evaluation mode, but for frozen batch normalisation."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                weights = list(module.parameters(recurse=False))
+                if weights and not any(weight.requires_grad for weight in weights):
+                    module.eval()
+        return self
 
     def forward(self, inputs: Any) -> Tensor:
         """Logits."""

@@ -107,7 +107,8 @@ class DSEE(Method):
     """A low-rank update plus a handful of free entries; `pruning` then thins the frozen weights by it.
 
     Args:
-        rank: of U V, 0 for none. sparse: free entries per matrix, 0 for none. alpha: scale times rank.
+        rank: of U V, 0 for none. sparse: free entries per matrix, 0 for none, None for as many as one more rank would
+            have numbers. alpha: scale times rank.
         targets: which projections, as in `sites.select`.
         support: free entries where the sparse part of the frozen weight is largest, or "random".
         rounds: of the decomposition, see `low_rank_sparse`.
@@ -117,7 +118,7 @@ class DSEE(Method):
     """
 
     rank: int = 16
-    sparse: int = 16
+    sparse: int | None = 16
     alpha: float = 32.0
     targets: str | tuple[str, ...] = "q,v"
     support: Literal["decomposition", "random"] = "decomposition"
@@ -125,7 +126,8 @@ class DSEE(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 0 or self.sparse < 0 or self.rank + self.sparse == 0 or self.alpha <= 0:
+        sparse = 1 if self.sparse is None else self.sparse
+        if self.rank < 0 or sparse < 0 or self.rank + sparse == 0 or self.alpha <= 0:
             raise ConfigError(
                 f"rank={self.rank}, sparse={self.sparse}, alpha={self.alpha}: expected sizes of at least 0, not both "
                 "0, and a positive alpha"
@@ -141,21 +143,22 @@ class DSEE(Method):
             require_float(model, (part.name,))
             weight = part.weight(model)
             outputs, inputs = weight.shape
-            if self.sparse > outputs * inputs:
-                raise ConfigError(f"sparse={self.sparse}: {part.module} ({part.role}) has {outputs * inputs} entries")
+            sparse = outputs + inputs if self.sparse is None else self.sparse
+            if sparse > outputs * inputs:
+                raise ConfigError(f"sparse={sparse}: {part.module} ({part.role}) has {outputs * inputs} entries")
             if self.rank:
                 require_width(part, self.rank, inputs, "rank")
-            change = LowRankSparse(inputs, outputs, self.rank, self.sparse, scale=self.alpha / max(self.rank, 1))
+            change = LowRankSparse(inputs, outputs, self.rank, sparse, scale=self.alpha / max(self.rank, 1))
             if generator is not None:
                 nn.init.normal_(change.down, std=0.02, generator=generator)
-                entries = self._support(weight, generator)
+                entries = self._support(weight, sparse, generator)
                 change.rows, change.columns = entries // inputs, entries % inputs
             changes[part] = change.to(**own_type(model, part.name))
         return patch_linears("dsee", chosen, changes)
 
-    def _support(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def _support(self, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Flat places (entries,) of the free entries, ascending."""
-        if self.support == "random" or not self.sparse:
-            return torch.randperm(weight.numel(), generator=generator)[: self.sparse].sort().values
+        if self.support == "random" or not count:
+            return torch.randperm(weight.numel(), generator=generator)[:count].sort().values
         size = low_rank_sparse(weight, generator, rounds=self.rounds).sparse.abs()
-        return size.flatten().topk(self.sparse).indices.sort().values
+        return size.flatten().topk(count).indices.sort().values

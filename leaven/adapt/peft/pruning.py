@@ -186,12 +186,12 @@ def cut_heads(model: nn.Module, adaptation: Adaptation, plan: dict[str, list[int
 def _require_cuttable(model: nn.Module, layer: SubLayer, patches: dict[str, LinearPatch]) -> None:
     core, parts = model.get_submodule(layer.core), layer.parts
     reason = ""
-    if not isinstance(core, Attention) and not (
+    if len({parts[role].stop - parts[role].start for role in "qkv"}) > 1:
+        reason = "queries share keys, so that one head cannot be cut alone"
+    elif not isinstance(core, Attention) and not (
         hasattr(core, "all_head_size") and hasattr(core, "attention_head_size")
     ):
         reason = f"{type(core).__name__} is neither the trunk's attention nor BERT's"
-    elif len({parts[role].stop - parts[role].start for role in "qkv"}) > 1:
-        reason = "queries share keys, so that one head cannot be cut alone"
     elif any(isinstance(module, RelativeBias) for module in model.modules()):
         reason = "the relative bias is shared by all layers and has a column per head"
     elif parts["o"].module in patches:

@@ -87,6 +87,7 @@ class Demonstrations:
         per_label: how many of every label.
         features: texts -> vectors (texts, dim); the examples nearest by cosine are shown. None shows the first ones.
         order: places of the chosen ones, which are listed label by label and nearest first.
+        words: of each example, its first ones are shown; None for all.
 
     Raises: DataError for no examples or a label with too few; ConfigError for an order that does not fit.
     Source: arXiv 2012.15723 section 6 (one per label, by similarity); 2101.06804 for the nearest.
@@ -97,6 +98,7 @@ class Demonstrations:
     per_label: int = 1
     features: Callable[[list[str]], Tensor] | None = None
     order: tuple[int, ...] | None = None
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.labels) or not self.texts:
@@ -105,6 +107,8 @@ class Demonstrations:
             if self.labels.count(label) < self.per_label:
                 raise DataError(f"label {label!r} has fewer than per_label={self.per_label} examples")
         count = self.per_label * len(self.names)
+        if self.words is not None and self.words < 1:
+            raise ConfigError(f"words={self.words}: expected at least 1, or None for all")
         if self.per_label < 1 or (self.order is not None and sorted(self.order) != list(range(count))):
             raise ConfigError(f"per_label={self.per_label}, order={self.order}: expected an order of {count} places")
 
@@ -140,7 +144,17 @@ class Demonstrations:
 
     def shown(self, chosen: Sequence[int], verbalizer: Verbalizer) -> list[Demonstration]:
         """Chosen examples with the words of their labels."""
-        return [Demonstration(self.texts[at], verbalizer.answers(self.labels[at])) for at in chosen]
+        return [Demonstration(self._cut(self.texts[at]), verbalizer.answers(self.labels[at])) for at in chosen]
+
+    def _cut(self, text: Fields) -> Fields:
+        if self.words is None:
+            return text
+        first = {name: " ".join(value.split()[: self.words]) for name, value in _fields(text).items()}
+        return first[""] if isinstance(text, str) else first
+
+
+def _fields(text: Fields) -> dict[str, str]:
+    return {"": text} if isinstance(text, str) else dict(text)
 
 
 def _plain(text: Fields) -> str:

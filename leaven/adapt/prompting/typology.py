@@ -10,7 +10,7 @@ from leaven.adapt.prompting.recipes import Predictor, PromptTask
 from leaven.errors import ConfigError
 
 FACETS: dict[str, tuple[str, ...]] = {
-    "model": ("masked", "causal", "seq2seq"),
+    "model": ("masked", "causal", "prefix", "seq2seq"),
     "shape": ("cloze", "prefix", "none"),
     "effort": (
         "none",
@@ -51,6 +51,10 @@ FACETS: dict[str, tuple[str, ...]] = {
 """Facets and their leaves (arXiv 2107.13586 figure 1); "a:b" is leaf b of branch a."""
 
 NONE: dict[tuple[str, str], str] = {
+    (
+        "model",
+        "prefix",
+    ): "has no reader of its own: such a model is read as a causal one, whose prompt is seen from left to right",
     ("effort", "discrete:mining"): "needs a corpus in which inputs and answers stand together; write what you find "
     "there as templates and give them to rank_templates",
     ("effort", "discrete:generation"): "needs a second model that fills spans, such as T5; give what it writes to "

@@ -227,7 +227,7 @@ class SearchSystem(System[C]):
             metrics=metrics,
             validation={"search_accuracy": best.score},
             budget=budget,
-            equal=tuple(name for name in budget if name != "steps"),
+            equal=tuple(budget),
             chosen={"learning_rate": best.value},
             curves=curves,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,10 +51,25 @@ def open_text_model(spec: str, longest: int) -> TextModel:
     folder = model_folder(spec)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{spec} has no tokenizer.json: save the tokenizer in its fast form beside the model")
+    _require_mean_pooling(folder, spec)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(longest, model.config.embedding_positions))
     return TextModel(model, tokenizer, folder)
+
+
+def _require_mean_pooling(folder: Path, spec: str) -> None:
+    """Refuse a sentence encoder that pools otherwise, as sentence-transformers writes beside it."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return
+    modes = {name for name, value in json.loads(file.read_text(encoding="utf-8")).items() if value is True}
+    other = sorted(name for name in modes if name.startswith("pooling_mode_") and name != "pooling_mode_mean_tokens")
+    if other:
+        raise ModelError(
+            f"{spec} pools its states by {other[0].removeprefix('pooling_mode_')} ({file}): expected mean_tokens; take "
+            "another model"
+        )
 
 
 class SentenceEncoder(nn.Module):

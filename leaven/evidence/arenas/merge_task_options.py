@@ -48,7 +48,7 @@ class AtlasConfig(MergeConfig):
     shots: int = Field(2, ge=1, description="images of a class to adapt to the seventh task with")
     few_shot_steps: int = Field(100, ge=1, description="steps of an adaptation")
     few_shot_rates: tuple[float, ...] = Field(
-        (1e-2, 1e-1), min_length=1, description="learning rates of an adaptation; the validation split picks one"
+        (1e-2, 3e-2, 1e-1), min_length=1, description="learning rates of an adaptation; the validation split picks one"
     )
     groups: int = Field(4, ge=2, le=1000, description="coefficients of a vector and tensor, each for random entries")
     forget: int = Field(3, ge=0, lt=TASKS, description="number of the task to forget")

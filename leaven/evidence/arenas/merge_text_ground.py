@@ -122,8 +122,15 @@ class TextGround:
 
     @cached_property
     def probe(self) -> dict[str, list[TextRow]]:
-        """Rows of the validation split by task."""
-        return self._rows("valid", self.config.probe, self.config.hard_negatives[1])
+        """Rows of the validation split by task. Raises: ConfigError for fewer than are asked for."""
+        found = self._rows("valid", self.config.probe, self.config.hard_negatives[1])
+        for (task, rows), asked in zip(found.items(), self.config.probe, strict=True):
+            if len(rows) < asked:
+                raise ConfigError(
+                    f"probe={','.join(map(str, self.config.probe))}: the validation split has {len(rows)} rows for "
+                    f"{task}, and a probe set that is short of one task is not balanced: ask for at most so many"
+                )
+        return found
 
     def _rows(self, split: Literal["train", "valid"], counts: Sequence[int], hard: int) -> dict[str, list[TextRow]]:
         seed = self.config.seed
@@ -152,10 +159,19 @@ class TextGround:
         weights.folder = self.opened.folder
         return weights
 
+    @property
+    def paired(self) -> bool:
+        """Whether each specialist is known to be of the task in its place; a folder's names must say so."""
+        names = [Path(one.label).stem for one in self.specialists]
+        return not self.config.ingredients or names == list(self.config.tasks)
+
     def _given(self) -> list[Weights]:
         config = self.config
         found = []
-        for path in checkpoint_paths(config.ingredients)[0]:
+        paths = checkpoint_paths(config.ingredients)[0]
+        if {path.stem for path in paths} == set(config.tasks):
+            paths.sort(key=lambda path: config.tasks.index(path.stem))
+        for path in paths:
             opened = open_text_model(str(path), config.longest)
             specialist = SentenceEncoder(opened.encoder, config.layers)
             mine, theirs = (
@@ -220,17 +236,24 @@ class TextGround:
         return len(self.config.tasks) * self.config.task_steps + self.config.search_steps
 
     def probe_batches(self) -> LazyBatches:
-        """The probe set in batches of one task each, in an order by seed; as many of each task as it has rows for."""
-        size = self.config.text_batch
-        parts = [rows[at : at + size] for rows in self.probe.values() for at in range(0, len(rows), size)]
-        order = np.random.default_rng(self.config.seed).permutation(len(parts))
-        return text_batches([parts[at] for at in order], self.store)
+        """The probe set in batches of one task each, as many of each task as it has rows for.
+
+        The seed decides the order within a task; tasks take turns in proportion to their batches, so that a search that
+        ends before the probe set does has seen its balance.
+        """
+        size, rng = self.config.text_batch, np.random.default_rng(self.config.seed)
+        placed: list[tuple[float, int, list[TextRow]]] = []
+        for task, rows in enumerate(self.probe.values()):
+            parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+            order = rng.permutation(len(parts))
+            placed += [((turn + 0.5) / len(parts), task, parts[at]) for turn, at in enumerate(order)]
+        return text_batches([part for *_, part in sorted(placed, key=lambda one: one[:2])], self.store)
 
     def ground(self) -> Ground:
         """Figures: `score`, the mean over tasks; `worst drop`, the most that a task lost against its specialist."""
         config, tasks = self.config, self.config.tasks
         # A closure reads the specialists first, so that no training disturbs the model that is judged later.
-        specialists = self.specialists
+        specialists, paired = self.specialists, self.paired
 
         def judge(split: Literal["valid", "test"]) -> Judge:
             exams: dict[str, Exam] = {t: text_task(t).exam(split, config.exam_rows, config.seed) for t in tasks}
@@ -245,7 +268,7 @@ class TextGround:
 
             def summary(scores: dict[str, float]) -> Figures:
                 figures = {"score": sum(scores.values()) / len(scores), **scores}
-                if len(specialists) != len(tasks):
+                if not paired:
                     return figures
                 drops = [own - scores[task] for own, task in zip(reference(), tasks, strict=True)]
                 return {**figures, "worst drop": max(drops)}

@@ -39,11 +39,15 @@ class TextTask(ABC):
 
 
 def _documented(split: Split, seed: int) -> list[tuple[str, CodeExample]]:
-    """Documented functions with their documentation in one line of five words or more, in an order by seed."""
+    """Documented functions with their documentation in one line of five words or more, in an order by seed.
+
+    No text of another split is one to train on: modules copy documentation from one another.
+    """
+    known = set() if split == "train" else {text for text, _ in _documented("train", seed)}
     found: dict[str, CodeExample] = {}
     for example in stdlib_code(split, with_docstring=True):
         text = " ".join((example.docstring or "").split())
-        if len(text.split()) >= 5:
+        if len(text.split()) >= 5 and text not in known:
             found.setdefault(text, example)
     if len(found) < 2:
         raise DataError(f"stdlib-code has {len(found)} documented functions in its {split} split: two are needed")

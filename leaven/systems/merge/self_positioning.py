@@ -149,12 +149,19 @@ class SelfPositioning(MergeSystem[SelfPositioningConfig]):
     def shown(self, ground: Ground) -> tuple[str, ...]:
         """Without those that need several tasks where there is one."""
         shown = super().shown(ground)
-        return shown if self.config.data in TEXTS else tuple(name for name in shown if name not in TEXT_ONLY)
+        if self.config.data not in TEXTS:
+            return tuple(name for name in shown if name not in TEXT_ONLY)
+        return tuple(name for name in shown if name != "specialists" or self.texts.paired)
 
     def merged(self, ground: Ground, recipe: str) -> Merged:
         """Merge the specialists, or do what stands beside it."""
         if recipe in ("joint", "joint-uniform"):
             return self.texts.joint(1.0 if recipe == "joint" else 0.0)
+        if recipe == "specialists" and not self.texts.paired:
+            raise ConfigError(
+                f"recipe=specialists: name the checkpoints of {self.config.ingredients} as the tasks are, "
+                f"{', '.join(self.config.tasks)}, so that each can be judged on its own"
+            )
         if plain := plain_merge(ground, recipe, self.config.lengths):
             return plain
         if recipe == "slerp-equal":

@@ -11,7 +11,6 @@ from pydantic import Field
 from leaven.adapt.peft import DSEE, LoRA, forward_flops, prune_heads, prune_weights, sparsity
 from leaven.adapt.peft.sites import heads_of
 from leaven.adapt.peft.sublayers import attention_layers
-from leaven.adapt.peft.targets import select
 from leaven.errors import ModelError
 from leaven.evidence.arenas.peft_arena import EMBEDDED, STANDARD, PeftConfig, PeftSystem, Tuned
 from leaven.evidence.arenas.peft_data import ClassificationTask
@@ -113,10 +112,9 @@ class DSEESystem(PeftSystem[DSEEConfig]):
         if config.method == "lora":
             return LoRA(rank=config.rank, alpha=2.0 * config.rank, targets=config.targets, train=(HEAD,))
         rank = config.rank - config.sparse
-        entries = sum(select(model, config.targets)[0].weight(model).shape) if config.sparse else 0
         return DSEE(
             rank=rank,
-            sparse=entries,
+            sparse=None if config.sparse else 0,
             alpha=2.0 * rank,
             targets=config.targets,
             support=config.support,

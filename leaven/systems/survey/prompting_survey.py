@@ -97,8 +97,7 @@ def _words_of(labels: Sequence[str], words: Sequence[str]) -> dict[str, str]:
 
 
 def _demonstrations(task: PromptTask, config: PromptingConfig) -> list[Predictor]:
-    short = [" ".join(text.split()[: config.demonstration_words]) for text in task.texts]
-    shots = Demonstrations(short, task.labels, features=task.features)
+    shots = Demonstrations(task.texts, task.labels, features=task.features, words=config.demonstration_words)
     return [task.classifier("fixed-prompt", demonstrations=shots, **_form(config))]
 
 

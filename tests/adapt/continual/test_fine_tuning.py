@@ -102,6 +102,8 @@ def test_joint_training_equals_one_task_with_everything() -> None:
     learn_in_tasks(joint, inputs, labels, 40)
     once.learn(inputs, labels)
     assert torch.equal(joint.scores(inputs), once.scores(inputs)) and joint.classes == once.classes
+    # It starts anew with all that it was shown, and says what that took: 40 rows, then 80, in batches of 16.
+    assert [fit.used.steps for fit in joint.fits] == [4 * 3, 4 * 5]
 
 
 def test_slow_zero_is_a_linear_probe_on_any_callable() -> None:

@@ -103,6 +103,16 @@ def test_the_online_module_is_never_reset() -> None:
     torch.testing.assert_close(learner.offline.average["first.up"], after["first.up"])
 
 
+def test_a_frozen_encoder_keeps_the_statistics_of_its_batches() -> None:
+    inputs, labels = classes(4, 20)
+    learner = LAE(Encoder(batch_norm=True), attach, training=quick())
+    before = {name: tensor for name, tensor in weights(learner.encoder).items() if "norm" in name}
+    assert "norm.running_mean" in {name.removeprefix("inner.") for name in before}
+    learn_in_tasks(learner, inputs, labels)
+    after = weights(learner.encoder)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
 def test_decay_zero_makes_all_experts_one() -> None:
     inputs, labels = classes(4, 20)
     learner = LAE(Encoder(), attach, decay=0, freeze=0, training=quick())

@@ -328,7 +328,7 @@ def test_grouped_queries_are_refused() -> None:
         vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=16, pad_token_id=0,
     )  # fmt: skip
-    with pytest.raises(ModelError, match=r"LlamaAttention is neither|queries share keys"):
+    with pytest.raises(ModelError, match="queries share keys"):
         prune_heads(trained(randomised(transformers.LlamaModel(config))), 1)
 
 
