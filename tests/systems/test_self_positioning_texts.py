@@ -77,7 +77,7 @@ def test_an_encoder_that_pools_otherwise_is_refused(model: str, tmp_path: Path) 
         if accepted:
             assert open_text_model(str(folder), 16).folder == folder
         else:
-            with pytest.raises(ModelError, match="pools its states by cls_token.*expected mean_tokens"):
+            with pytest.raises(ModelError, match=r"pools its states by cls_token.*expected mean_tokens"):
                 open_text_model(str(folder), 16)
 
 
@@ -109,5 +109,5 @@ def test_specialists_are_paired_with_tasks_by_their_names(model: str, tmp_path: 
     system = SelfPositioning.configured(smoke=True, **options)
     assert "worst drop" not in system.measure(tmp_path / "n" / "arm").metrics
     assert "specialists" not in system.shown(system.ground(tmp_path / "o"))
-    with pytest.raises(ConfigError, match="name the checkpoints of .* as the tasks are"):
+    with pytest.raises(ConfigError, match=r"name the checkpoints of .* as the tasks are"):
         SelfPositioning.configured(smoke=True, recipe="specialists", **options).measure(tmp_path / "p" / "arm")
