@@ -35,9 +35,9 @@ _TEXT: dict[str, Any] = {
     "depth": 4,
     "heads": 4,
     "vocab": 4096,
-    "max_tokens": 128,
-    "pretrain": "4000 steps",
-    "batch_size": 64,
+    "max_tokens": 96,
+    "pretrain": "5000 steps",
+    "batch_size": 48,
     "learning_rate": 3e-3,
     "seed": 0,
 }
@@ -145,12 +145,12 @@ RECIPES: dict[str, SystemRecipe | FunctionRecipe] = {
     "mini-mlm": FunctionRecipe(
         function=mini_mlm,
         options=_TEXT,
-        what="a small masked language model of Python's documentation and lines of code",
+        what="a small masked language model of Python's code and its documentation",
     ),
     "mini-lm": FunctionRecipe(
         function=mini_lm,
         options=_TEXT,
-        what="a small causal language model of Python's documentation and lines of code",
+        what="a small causal language model of Python's code and its documentation",
     ),
 }
 

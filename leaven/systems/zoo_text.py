@@ -1,4 +1,4 @@
-"""How the zoo's small language models are made: masked or causal, on documentation and lines of code."""
+"""How the zoo's small language models are made: masked or causal, on documented code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from leaven.modalities.code_tokenizer import SPECIALS, TAGS, WORD, CodeTokenizer
 from leaven.models.encoder import TextEncoder, TextEncoderConfig
 from leaven.models.language_model import LanguageModel, LanguageModelConfig
 from leaven.models.trunk import TrunkConfig
+from leaven.objectives.contrastive import CroppedTextContrast
 from leaven.objectives.masked_language_modeling import MaskedLanguageModeling
+from leaven.objectives.mixture import Alternate
 from leaven.objectives.next_token_prediction import NextTokenPrediction
 from leaven.systems.zoo_made import Made
 from leaven.training.config import TrainingConfig
@@ -34,7 +36,9 @@ _EVALUATED = 1024
 
 
 def mini_mlm(work: Path, **options: Any) -> Made:
-    """A masked language model: whole words are hidden. The options are those of `mini_lm`."""
+    """A masked language model: whole words are hidden, in every second batch; in the others spans of a text find each
+    other, without which the mean of its states says less of a text than its words do. The options are those of `mini_lm`.
+    """
 
     def build(tokenizer: CodeTokenizer, trunk: TrunkConfig) -> nn.Module:
         return TextEncoder(
@@ -48,7 +52,7 @@ def mini_mlm(work: Path, **options: Any) -> Made:
         special = {ids[token] for token in (*SPECIALS, *TAGS)} | set(tokenizer.sentinel_ids)
         return MaskedLanguageModeling(ids["<mask>"], sorted(set(ids.values()) - special))
 
-    return _pretrained(work, build, objective, **options)
+    return _pretrained(work, build, objective, CroppedTextContrast(), **options)
 
 
 def mini_lm(work: Path, **options: Any) -> Made:
@@ -67,13 +71,14 @@ def mini_lm(work: Path, **options: Any) -> Made:
             LanguageModelConfig(len(tokenizer), trunk, pad_id=tokenizer.pad_id, eos_id=tokenizer.end_id)
         )
 
-    return _pretrained(work, build, lambda _: NextTokenPrediction(), **options)
+    return _pretrained(work, build, lambda _: NextTokenPrediction(), None, **options)
 
 
 def _pretrained(
     work: Path,
     build: Callable[[CodeTokenizer, TrunkConfig], nn.Module],
     objective: Callable[[CodeTokenizer], Objective],
+    other: Objective | None,
     *,
     data: str,
     functions: int,
@@ -107,13 +112,14 @@ def _pretrained(
         keep=1,
     )
     idea = objective(tokenizer)
-    result = fit(model, idea, batches, pretrain, training, out=work / "pretraining", label="pre-training")
+    both = idea if other is None else Alternate({"words": idea, "spans": other})
+    result = fit(model, both, batches, pretrain, training, out=work / "pretraining", label="pre-training")
     return Made(
         model=model,
         tokenizer=tokenizer,
         extra={"max_tokens": max_tokens},
         data={
-            "source": f"{data}: documentation and lines of code, without the packages of the topic task",
+            "source": f"{data}: functions with their documentation, without the packages of the topic task",
             "texts": len(seen),
             "held-out texts": len(unseen),
         },
@@ -129,7 +135,7 @@ def _pretrained(
 
 
 def pretraining_texts(data: str, functions: int) -> list[str]:
-    """Different texts of three words or more: documentation, and single lines of code.
+    """Different functions, each its documentation and then its code in one line, of three words or more.
 
     Functions of the packages whose topic the arenas ask for are left out, so that no text of theirs has been seen.
     """
@@ -141,10 +147,9 @@ def pretraining_texts(data: str, functions: int) -> list[str]:
     ]
     found: dict[str, None] = {}
     for example in some_by_hash(examples, functions):
-        texts = [line.strip() for line in example.code.splitlines()]
-        if example.docstring:
-            texts.append(example.docstring.replace("\n", " "))
-        found |= dict.fromkeys(text for text in texts if len(WORD.findall(text)) >= _FEWEST_WORDS)
+        text = " ".join(f"{example.docstring or ''} {example.code}".split())
+        if len(WORD.findall(text)) >= _FEWEST_WORDS:
+            found[text] = None
     return list(found)
 
 

