@@ -36,8 +36,8 @@ _EVALUATED = 1024
 
 
 def mini_mlm(work: Path, **options: Any) -> Made:
-    """A masked language model: whole words are hidden, in every second batch; in the others spans of a text find each
-    other, without which the mean of its states says less of a text than its words do. The options are those of `mini_lm`.
+    """A masked language model: in every second batch whole words are hidden, in the others spans of a text find each
+    other, without which the mean of its states says less of a text than its words do. Options as of `mini_lm`.
     """
 
     def build(tokenizer: CodeTokenizer, trunk: TrunkConfig) -> nn.Module:

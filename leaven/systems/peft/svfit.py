@@ -15,6 +15,8 @@ from leaven.evidence.claims import Claim
 from leaven.evidence.json_file import write_json
 from leaven.evidence.system import Outcome
 
+_RATES = (2e-3, 1e-2, 5e-2, 2e-1)
+"""Singular values want larger rates than matrices; below the first no arm was better."""
 _SOME = ("q", "q,v", "q,k,v", "q,k,v,o")
 
 
@@ -61,7 +63,10 @@ class SVFitSystem(PeftSystem[SVFitConfig]):
         "energy-100": {"energy": 1.0},
         "bottom-50": {"energy": 0.5, "basis": "bottom"},
     }
-    tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
+    tiers: ClassVar[dict[str, dict[str, Any]]] = {
+        "embedded": {**EMBEDDED, "gap": 0.9, "learning_rates": _RATES},
+        "standard": {**STANDARD, "learning_rates": _RATES},
+    }
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
