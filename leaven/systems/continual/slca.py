@@ -18,6 +18,10 @@ from leaven.evidence.claims import Claim
 Factor = Annotated[float, Field(ge=0, le=1)]
 
 
+_RATES = (2e-4, 1e-3, 5e-3)
+"""Without the ends of the arena's grid, which no arm chose: two factors of the encoder's rate go with each."""
+
+
 class SLCAConfig(ContinualConfig):
     """Options of SLCA."""
 
@@ -62,8 +66,8 @@ class SLCA(ContinualSystem[SLCAConfig]):
         "frozen-ca-strong-gap": {"slow": 0.0, "gap": 0.9},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {**EMBEDDED, "slow": (0.01, 0.05)},
-        "standard": {**STANDARD, "slow": 0.05},
+        "embedded": {**EMBEDDED, "slow": (0.01, 0.05), "learning_rates": _RATES},
+        "standard": {**STANDARD, "slow": 0.05, "learning_rates": _RATES},
     }
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
     smoke: ClassVar[dict[str, Any]] = {
