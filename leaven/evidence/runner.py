@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def run_claims(
     for claim in claims:
         for arm in (claim.better, claim.than):
             needed.setdefault(arm, []).append(claim.metric)
-    results = measure_seeds(entrants, folder, seeds=seeds, metrics=needed, check=check_budgets, progress=progress)
+    check = partial(check_budgets, groups=compared(claims, [one.label for one in entrants]))
+    results = measure_seeds(entrants, folder, seeds=seeds, metrics=needed, check=check, progress=progress)
     git = _git({(seed, one.label): folder.provenance(seed, one.label) for seed in range(seeds) for one in entrants})
     evidence = Evidence(
         system=system.slug,
@@ -165,8 +167,25 @@ def protocol(configs: Mapping[str, Mapping[str, Any]]) -> Protocol:
     return Protocol(shared=shared, arms=own)
 
 
-def check_budgets(measured: Mapping[str, Measurement], seed: int) -> None:
-    """Raises: EvidenceError where arms that must have the same budget differ."""
+def compared(claims: Sequence[Claim], arms: Sequence[str]) -> list[list[str]]:
+    """Groups of arms that claims compare, by way of others too; those that no claim names are with the first."""
+    groups: list[set[str]] = []
+    for claim in claims:
+        pair = {claim.better, claim.than}
+        joined = pair.union(*(group for group in groups if group & pair))
+        groups = [*(group for group in groups if not group & pair), joined]
+    groups.sort(key=lambda group: min(arms.index(arm) for arm in group))
+    alone = set(arms).difference(*groups)
+    return [[arm for arm in arms if arm in group or (at == 0 and arm in alone)] for at, group in enumerate(groups)]
+
+
+def check_budgets(measured: Mapping[str, Measurement], seed: int, groups: Sequence[Sequence[str]]) -> None:
+    """Raises: EvidenceError where arms of a group that must have the same budget differ."""
+    for group in groups:
+        _check_group({label: measured[label] for label in group}, seed)
+
+
+def _check_group(measured: Mapping[str, Measurement], seed: int) -> None:
     for figure in sorted({name for one in measured.values() for name in one.equal}):
         values = {label: one.budget.get(figure) for label, one in measured.items()}
         first_label, first = next(iter(values.items()))

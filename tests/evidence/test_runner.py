@@ -16,7 +16,7 @@ from leaven.evidence.compare import compare
 from leaven.evidence.entrants import claim_entrants
 from leaven.evidence.json_file import EvidenceError
 from leaven.evidence.progress import Lines
-from leaven.evidence.runner import check_budgets, run_claims
+from leaven.evidence.runner import check_budgets, compared, run_claims
 from leaven.evidence.system import Measurement
 
 
@@ -179,7 +179,16 @@ def test_unequal_budgets_are_no_evidence(tmp_path):
 def test_a_budget_figure_that_an_arm_does_not_report():
     one = Measurement({}, {}, {"tokens": 5.0}, equal=("tokens",))
     with pytest.raises(EvidenceError, match=r"seed 3: .*tokens, but a has 5 and b has none"):
-        check_budgets({"a": one, "b": Measurement({}, {}, {})}, 3)
+        check_budgets({"a": one, "b": Measurement({}, {}, {})}, 3, [["a", "b"]])
+    # What no claim compares may be of another size: texts beside images.
+    check_budgets({"a": one, "b": Measurement({}, {}, {})}, 3, [["a"], ["b"]])
+
+
+def test_arms_that_claims_compare_are_a_group():
+    arms = ["texts", "a", "b", "words", "c", "ablation"]
+    claims = [Claim("", "m", better, than, 0.0) for better, than in (("a", "b"), ("texts", "words"), ("c", "b"))]
+    assert compared(claims, arms) == [["texts", "words", "ablation"], ["a", "b", "c"]]
+    assert compared(claims[:1], ["a", "b", "d"]) == [["a", "b", "d"]]
 
 
 def test_figures_that_make_no_evidence(tmp_path):

@@ -26,6 +26,8 @@ from leaven.evidence.arenas.continual_stream import Stream, domain_stream, shift
 from leaven.evidence.arenas.image_data import GLYPHS, has_images, open_images
 from leaven.evidence.claims import Claim
 
+_TEXTS = {"data": "docstring-packages", "model": "minilm", "tasks": 10, "longest": 32}
+"""Which of twenty packages a sentence is from, ten tasks of two, by a model that was pre-trained on a billion pairs."""
 _PROTOTYPES = ("nmc", "cosine", "unnormalised", "task-means")
 
 
@@ -87,6 +89,9 @@ class NMC(ContinualSystem[NMCConfig]):
         "domain-task-means": {"regime": "domain", "method": "task-means"},
         "domain-probe": {"regime": "domain", "method": "probe"},
         "domain-joint-probe": {"regime": "domain", "method": "joint-probe"},
+        "texts": _TEXTS,
+        "texts-random": {**_TEXTS, "encoder": "random"},
+        "texts-words": {**_TEXTS, "encoder": "pixels"},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {"embedded": EMBEDDED, "standard": STANDARD}
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
@@ -127,6 +132,22 @@ class NMC(ContinualSystem[NMCConfig]):
             better="domain-nmc",
             than="domain-task-means",
             by=3.0,
+        ),
+        Claim(
+            says="On texts too a random encoder is behind the pre-trained one",
+            metric="last_accuracy",
+            better="texts",
+            than="texts-random",
+            by=10.0,
+            tiers=("standard",),
+        ),
+        Claim(
+            says="On texts it beats the nearest mean of word counts",
+            metric="last_accuracy",
+            better="texts",
+            than="texts-words",
+            by=10.0,
+            tiers=("standard",),
         ),
         Claim(
             says="It forgets less than sequential fine-tuning",
