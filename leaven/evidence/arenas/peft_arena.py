@@ -191,7 +191,7 @@ class PeftSystem(System[C]):
             budget={
                 "steps": tuned.used["steps"],
                 **{name: tuned.used[name] for name in limited},
-                "trials": float(len(best.scores)),
+                "trials": float(best.trials),
                 "head": float(tuned.cost.head),
                 "trainable": float(tuned.cost.trainable),
                 "trainable_percent": tuned.cost.percent,

@@ -207,7 +207,7 @@ class FewShotSystem(System[C]):
             budget={
                 "shots": float(config.shots),
                 "steps": float(steps or 0),
-                "trials": float(sum(len(best.scores) for best in chosen.values())),
+                "trials": float(sum(best.trials for best in chosen.values())),
             },
             chosen={name: {"learning_rate": best.value} for name, best in chosen.items()},
             seconds=time.perf_counter() - started,
