@@ -87,10 +87,12 @@ def composed(config: AtlasConfig, ground: Ground, recipe: str) -> Merged:
 def rival(config: AtlasConfig, ground: Ground, recipe: str) -> Merged:
     """The head alone, or low-rank changes with no fewer numbers than there would be coefficients."""
     plan = plan_of(config, recipe)
+    # The ground's model may hold weights that were judged last.
+    (start,) = unchanged(ground).weights
     wanted = len(ground.ingredients) * len(list(ground.model.parameters()))
 
     def attempt(rate: float) -> tuple[float, Any]:
-        model = copy.deepcopy(ground.model)
+        model = start.into(copy.deepcopy(ground.model))
         trained = HeadProbe(model) if recipe == "linear-probe" else with_low_rank(model, wanted, config.seed)
         score, records = _fit(config, ground, trained, ground.objective, rate=rate, recipe=recipe)
         used = _used(plan, trained)
