@@ -370,7 +370,7 @@ def test_adaptations_start_as_one_model_and_blocks_are_chosen_by_their_gradient(
         # As judging does: what was judged last stays in the model.
         with torch.no_grad():
             for name, parameter in ground.model.named_parameters():
-                parameter += 0.0 if "head" in name else 0.1
+                parameter.add_(0.0 if "head" in name else 0.1)
     assert len(logits) == 5 and all(torch.allclose(one, logits[0], atol=1e-5) for one in logits)
     every, by_gradient, at_random = vectors[:3]
     assert [len(one) for one in vectors[:3]] == [TASKS, 2, 2]
