@@ -32,14 +32,16 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="adamw, or muon for the matrices of the model's blocks and AdamW for the rest"
+    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+        "adamw", description="adamw; muon for the matrices of the model's blocks and AdamW for the rest; or sgd"
     )
     learning_rate: float = Field(1e-3, gt=0, le=100, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled weight decay")
+    weight_decay: float = Field(
+        0.01, ge=0, le=10, description="weight decay, decoupled but for sgd, which adds it to the gradient"
+    )
     decay_vectors: bool = Field(False, description="decay biases, norm scales and other one-dimensional parameters too")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW decay rates of the moments, each in [0, 1)")
-    momentum: float = Field(0.95, ge=0, lt=1, description="Muon decay rate of the momentum")
+    momentum: float = Field(0.95, ge=0, lt=1, description="decay rate of the momentum of Muon or SGD")
     eps: float = Field(1e-8, gt=0, le=1, description="AdamW term added to the denominator")
     lr_factors: dict[str, float] = Field(
         default_factory=dict,

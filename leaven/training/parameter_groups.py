@@ -60,11 +60,13 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, or Muon and AdamW, in torch's fused kernel where every parameter's type and device has one."""
+def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW, Muon and AdamW, or SGD with momentum; fused where every parameter's type and device has such a kernel."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(p.device.type in {"cpu", "cuda", "mps", "xpu"} and torch.is_floating_point(p) for p in parameters)
     stripped = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(stripped, lr=config.learning_rate, momentum=config.momentum, fused=fused)
     adamw: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "fused": fused}
     if config.optimizer == "muon":
         return Muon(stripped, momentum=config.momentum, **adamw)

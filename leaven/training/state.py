@@ -31,7 +31,7 @@ class RunState:
     config: TrainingConfig
     budget: Budget
     step: TrainingStep
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     schedule: Schedule
     guard: Guard
     best: BestMetric

@@ -1,6 +1,7 @@
-"""Muon against its closed form, torch's own, and resuming."""
+"""Muon against its closed form, torch's own, SGD against its formula, and resuming."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from leaven.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from leaven.training.config import TrainingConfig
 from leaven.training.loop import fit
 from leaven.training.muon import COEFFICIENTS, Muon, hidden_matrices, orthogonalized
+from leaven.training.parameter_groups import build_optimizer, parameter_groups
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (3, 5, 7)])
@@ -67,8 +69,33 @@ def test_only_matrices_of_the_blocks_are_muons() -> None:
     assert hidden_matrices(tables) == {"1.weight": 1}
 
 
-def test_resuming_is_bit_exact(tmp_path: Path) -> None:
-    config = TrainingConfig(optimizer="muon", checkpoint_every=7, progress=False)
+def test_sgd_is_its_formula_with_rates_and_decay_by_group() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    config = TrainingConfig(
+        optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.2, lr_factors={"0.*": 0.01}, progress=False
+    )
+    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    buffers = {name: torch.zeros_like(parameter) for name, parameter in expected.items()}
+    optimizer = build_optimizer(parameter_groups(model.named_parameters(), config), config)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(6, 4)).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            decay = 0.2 if parameter.ndim == 2 else 0.0
+            buffers[name] = 0.9 * buffers[name] + parameter.grad + decay * expected[name]
+            expected[name] = expected[name] - 0.1 * (0.01 if name.startswith("0.") else 1.0) * buffers[name]
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name])
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "muon"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}]
+)
+def test_resuming_is_bit_exact(options: dict[str, Any], tmp_path: Path) -> None:
+    config = TrainingConfig(**options, checkpoint_every=7, progress=False)
 
     class Ending(Corrupted):
         def prepare(self, batch, generator):
