@@ -26,7 +26,7 @@ from leaven.data.readers.rows import Row
 from leaven.data.readers.text_folder import TEXT_SUFFIXES, read_paragraphs, text_files
 from leaven.data.registry import STANDARD_SETS
 from leaven.data.schema import FIELDS, Fields, RowError, example_from, infer_kind, split_key
-from leaven.data.splits import Split, assign_splits, check_split
+from leaven.data.splits import Split, SplitName, assign_splits, check_split
 from leaven.data.stdlib_code import installed_code, stdlib_code
 from leaven.errors import ConfigError, DataError
 
@@ -216,10 +216,26 @@ def _own_rows(
     return _file_rows(scheme, path, ledger), renamed, True
 
 
+def _assigned(keyed: list[tuple[str, Example]]) -> dict[str, SplitName]:
+    """Split of each key; of a label with three keys or more every split has some, however few they are."""
+    splits = assign_splits(key for key, _ in keyed)
+    first: dict[str, int | str] = {}
+    for key, example in keyed:
+        if isinstance(example, Labelled | LabelledImage):
+            first.setdefault(key, example.label)
+    of_label: dict[int | str, list[str]] = {}
+    for key, label in first.items():
+        of_label.setdefault(label, []).append(key)
+    for keys in of_label.values():
+        if len(keys) >= 3:
+            splits |= assign_splits(keys)
+    return splits
+
+
 def _choose(spec: str, keyed: list[tuple[str, Example]], split: Split) -> list[Example]:
     if split == "all":
         return [example for _, example in keyed]
-    splits = assign_splits(key for key, _ in keyed)
+    splits = _assigned(keyed)
     chosen = [example for key, example in keyed if splits[key] == split]
     if not chosen:
         raise DataError(

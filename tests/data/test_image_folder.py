@@ -115,3 +115,24 @@ def test_files_cut_off_and_sizes_that_cannot_be(tmp_path: Path) -> None:
         load_images([tmp_path / "cut.png"], 8)
     with pytest.raises(ConfigError, match="1 or 3 channels"):
         load_images([], 8, channels=2)
+
+
+@pytest.mark.parametrize("count", [3, 6, 20])
+def test_every_class_has_images_in_every_split_however_few_there_are(count: int, tmp_path: Path) -> None:
+    classes = tuple(f"class {at}" for at in range(6))
+    spec = f"imagefolder:{fill(tmp_path, classes, count)}"
+    splits = {name: open_source(spec, LabelledImage, split=name).examples for name in ("train", "valid", "test")}
+    assert sum(map(len, splits.values())) == 6 * count
+    for part in splits.values():
+        assert {one.label for one in part} == set(classes)
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_a_class_of_few_training_images_gives_one_to_validation(count: int, tmp_path: Path) -> None:
+    classes = tuple(f"class {at}" for at in range(6))
+    fill(tmp_path / "train", classes, count)
+    train, valid = (
+        open_source(f"imagefolder:{tmp_path}", LabelledImage, split=name).examples for name in ("train", "valid")
+    )
+    assert len(train) + len(valid) == 6 * count
+    assert {one.label for one in train} == {one.label for one in valid} == set(classes)

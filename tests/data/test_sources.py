@@ -326,3 +326,21 @@ def test_hub_without_library_or_network(monkeypatch):
         open_source("hf:owner/name", Text)
     with pytest.raises(DataError, match="names no data set"):
         open_source("hf:", Text)
+
+
+def test_every_label_has_texts_in_every_split_however_few_there_are(tmp_path):
+    rows = [{"text": f"text {at} of {label}", "label": label} for label in "abcdefghijkl" for at in range(5)]
+    path = tmp_path / "few.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    splits = [open_source(f"jsonl:{path}", Labelled, split=split).examples for split in ("train", "valid", "test")]
+    assert sum(map(len, splits)) == 60
+    assert all({one.label for one in part} == set("abcdefghijkl") for part in splits)
+    # A label of its own for each text, and one text under two labels: as they come.
+    odd = [{"text": f"text {at}", "label": f"name {at}"} for at in range(40)] + [
+        {"text": "text 1", "label": "name 2"}
+    ] * 3
+    path.write_text("\n".join(map(json.dumps, odd)))
+    splits = [open_source(f"jsonl:{path}", Labelled, split=split).examples for split in ("train", "valid", "test")]
+    assert sum(map(len, splits)) == 43 and all(splits)
+    texts = [{one.text for one in part} for part in splits]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]

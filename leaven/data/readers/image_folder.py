@@ -20,8 +20,8 @@ def read_image_folder(
     """Images of a split, each with its path in the folder, and whether they still have to be divided into splits.
 
     DIR/CLASS/image is not divided yet; DIR/train/CLASS/image is, and where there is no folder for validation a tenth of
-    the training images (by a hash of the path) takes its place. Files that are no images or cannot be opened, and
-    classes without an image, go to the ledger.
+    each class's training images (by a hash of the path), or one, takes its place. Files that are no images or cannot be
+    opened, and classes without an image, go to the ledger.
 
     Raises: DataError for a path that is no folder, one without class folders, or a split that has no folder.
     """
@@ -36,8 +36,25 @@ def read_image_folder(
         raise DataError(f"{spec}: there is a folder for training and none for testing; add {str(folder / 'test')!r}")
     rows = _classes(spec, given.get(split, given["train"]), folder, ledger)
     if split != "test" and "valid" not in given:
-        rows = [row for row in rows if (hash_share(row[0]) < 0.9) == (split == "train")]
+        held = _held_out(rows)
+        rows = [row for row in rows if (row[0] in held) == (split == "valid")]
     return rows, False
+
+
+def _held_out(rows: list[tuple[str, LabelledImage]]) -> set[str]:
+    """Paths of a tenth of each class, of one at least where the class has two."""
+    of_class: dict[str, list[str]] = {}
+    for path, image in rows:
+        of_class.setdefault(image.label, []).append(path)
+    held: set[str] = set()
+    for paths in of_class.values():
+        tenth = {path for path in paths if hash_share(path) >= 0.9}
+        if not tenth and len(paths) > 1:
+            tenth = {max(paths, key=hash_share)}
+        if len(tenth) == len(paths):
+            tenth -= {min(paths, key=hash_share)}
+        held |= tenth
+    return held
 
 
 def _folders(folder: Path) -> list[Path]:
