@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from leaven.adapt.continual import SimpleCIL
 from leaven.data.code_tasks.desugaring import desugaring
@@ -14,8 +17,12 @@ from leaven.data.code_tasks.generation import style_translation
 from leaven.data.code_tasks.understanding import summarization
 from leaven.data.examples import CodeExample, Pair
 from leaven.data.sources import open_source
-from leaven.evidence.arenas.continual_encoder import open_encoder, random_twin
+from leaven.evidence.arenas.continual_encoder import fresh_model, open_encoder, random_twin
+from leaven.evidence.arenas.continual_texts import TokenEncoder
 from leaven.evidence.arenas.image_data import open_images
+from leaven.evidence.arenas.peft_data import TextRows, open_texts, some_of_each
+from leaven.evidence.arenas.peft_model import open_backbone, without_heads
+from leaven.metrics.classification import accuracy
 from leaven.modalities.pairs import PairFormat, collate_pairs, encode_pairs
 from leaven.models.loading import load_model_and_tokenizer
 from leaven.models.saved import WEIGHTS, read_manifest
@@ -47,6 +54,26 @@ def test_the_image_encoder_tells_characters_apart_that_it_has_not_seen() -> None
         answers = learner.predict(test.images)
         accuracies.append(sum(a == b for a, b in zip(answers, test.labels, strict=True)) / len(answers))
     assert accuracies[0] > 0.6 and accuracies[1] < 0.4
+
+
+def test_states_of_the_masked_language_model_say_what_a_text_is_about() -> None:
+    data = open_texts("docstring-topics", limits=(10**6,) * 3)
+    parts = [some_of_each(part, data.classes, 16, 0) for part in (data.train, data.valid)]
+    backbone = open_backbone("zoo:mini-mlm", images=False)
+    assert backbone.tokenizer is not None
+    found = []
+    for model in (backbone.encoder, without_heads(fresh_model(backbone.encoder, 0))):
+        read = TokenEncoder(model).eval()
+        with torch.no_grad():
+            vectors = [
+                read(TextRows(part, data.classes, backbone.tokenizer, 64).batch(range(len(part)))).numpy()
+                for part in parts
+            ]
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        answers = probe.fit(vectors[0], parts[0].labels).predict(vectors[1])
+        found.append(accuracy(list(answers), parts[1].labels))
+    # Chance is 12.5; without the contrast of spans both were near 24.
+    assert found[0] > 33 and found[0] > found[1] + 8
 
 
 def test_the_masked_language_model_knows_more_than_how_often_tokens_come() -> None:
