@@ -37,6 +37,7 @@ _TEXT: dict[str, Any] = {
     "vocab": 4096,
     "max_tokens": 96,
     "pretrain": "5000 steps",
+    "short": "2000 steps",
     "batch_size": 48,
     "learning_rate": 3e-3,
     "seed": 0,

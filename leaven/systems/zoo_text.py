@@ -32,6 +32,7 @@ from leaven.training.loop import fit
 _PIECE = 2000
 _HELD_OUT = 0.01
 _FEWEST_WORDS = 3
+_MOST_PIECES = 150_000
 _EVALUATED = 1024
 
 
@@ -62,7 +63,9 @@ def mini_lm(work: Path, **options: Any) -> Made:
         data: source of functions. functions: most of them.
         dim, depth, heads: of the trunk. vocab: tokens of the byte-level BPE, specials included.
         max_tokens: to which texts are cut.
-        pretrain: budget. batch_size: texts per step. learning_rate: peak.
+        pretrain: budget on whole functions. short: budget, after that and at a third of the rate, on single lines and
+            on documentation alone, as a sentence in front of a prompt is no function.
+        batch_size: texts per step. learning_rate: peak.
         seed: of initial weights, order and corruption.
     """
 
@@ -88,12 +91,13 @@ def _pretrained(
     vocab: int,
     max_tokens: int,
     pretrain: str,
+    short: str,
     batch_size: int,
     learning_rate: float,
     seed: int,
 ) -> Made:
     started = time.perf_counter()
-    texts = pretraining_texts(data, functions)
+    texts, pieces = pretraining_texts(data, functions)
     seen = [text for text in texts if hash_share(f"held out\0{text}") >= _HELD_OUT]
     unseen = [text for text in texts if hash_share(f"held out\0{text}") < _HELD_OUT][:_EVALUATED]
     tokenizer = CodeTokenizer.train(seen, vocab)
@@ -114,6 +118,9 @@ def _pretrained(
     idea = objective(tokenizer)
     both = idea if other is None else Alternate({"words": idea, "spans": other})
     result = fit(model, both, batches, pretrain, training, out=work / "pretraining", label="pre-training")
+    short_batches = _loader(encoded(pieces, tokenizer, max_tokens), tokenizer.pad_id, batch_size, seed)
+    slower = training.model_copy(update={"learning_rate": learning_rate / 3})
+    then = fit(model, idea, short_batches, short, slower, out=work / "short", label="short texts")
     return Made(
         model=model,
         tokenizer=tokenizer,
@@ -121,21 +128,24 @@ def _pretrained(
         data={
             "source": f"{data}: functions with their documentation, without the packages of the topic task",
             "texts": len(seen),
+            "short texts": len(pieces),
             "held-out texts": len(unseen),
         },
         results=[
             {
                 "tokens": result.used.tokens,
                 "train loss": _last(result.records),
+                "train loss of short texts": _last(then.records),
                 "held-out loss": _held_out(model, idea, encoded(unseen, tokenizer, max_tokens), tokenizer.pad_id),
             }
         ],
-        seconds={"data": data_seconds, "pre-training": result.used.seconds},
+        seconds={"data": data_seconds, "pre-training": result.used.seconds, "short texts": then.used.seconds},
     )
 
 
-def pretraining_texts(data: str, functions: int) -> list[str]:
-    """Different functions, each its documentation and then its code in one line, of three words or more.
+def pretraining_texts(data: str, functions: int) -> tuple[list[str], list[str]]:
+    """Different functions, each its documentation and then its code in one line; and pieces of them: documentation
+    alone, single lines of code. All have three words or more, and no piece is of a function that is held out.
 
     Functions of the packages whose topic the arenas ask for are left out, so that no text of theirs has been seen.
     """
@@ -146,11 +156,15 @@ def pretraining_texts(data: str, functions: int) -> list[str]:
         if example.module.partition(".")[0] not in struck
     ]
     found: dict[str, None] = {}
+    pieces: dict[str, None] = {}
     for example in some_by_hash(examples, functions):
         text = " ".join(f"{example.docstring or ''} {example.code}".split())
-        if len(WORD.findall(text)) >= _FEWEST_WORDS:
-            found[text] = None
-    return list(found)
+        found[text] = None
+        if hash_share(f"held out\0{text}") >= _HELD_OUT:
+            lines = [line.strip() for line in example.code.splitlines()]
+            pieces |= dict.fromkeys([" ".join((example.docstring or "").split()), *lines])
+    whole, parts = ([text for text in texts if len(WORD.findall(text)) >= _FEWEST_WORDS] for texts in (found, pieces))
+    return whole, some_by_hash(parts, _MOST_PIECES)
 
 
 def encoded(texts: Sequence[str], tokenizer: CodeTokenizer, max_tokens: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from leaven.systems.zoo_text import encoded, mini_lm, mini_mlm, pretraining_text
 
 TINY = {
     "data": "stdlib-code", "functions": 400, "dim": 32, "depth": 1, "heads": 2, "vocab": 700, "max_tokens": 24,
-    "pretrain": "40 steps", "batch_size": 32, "learning_rate": 3e-3, "seed": 0,
+    "pretrain": "40 steps", "short": "5 steps", "batch_size": 32, "learning_rate": 3e-3, "seed": 0,
 }  # fmt: skip
 
 
@@ -32,11 +32,12 @@ def test_a_language_model_is_made_saved_and_made_again(recipe: object, tmp_path:
 
 
 def test_no_text_of_the_topic_task_is_seen() -> None:
-    texts = pretraining_texts("stdlib-code", 10**9)
+    texts, pieces = pretraining_texts("stdlib-code", 10**9)
     assert len(texts) > 3_000 and len(texts) == len(set(texts))
+    assert len(pieces) > 2 * len(texts) and len(pieces) == len(set(pieces))
     task = {one.text for split in ("train", "valid", "test") for one in topic_texts(split)}
     # Sentences that several packages have in common are no secret of the task.
-    whole = "\n".join(texts)
+    whole = "\n".join([*texts, *pieces])
     assert sum(text in whole for text in task if len(text.split()) >= 5) < 0.02 * len(task)
     assert len(TOPICS) == 8
 
