@@ -16,6 +16,8 @@ from leaven.data.code_tasks.desugaring import desugaring
 from leaven.data.code_tasks.generation import style_translation
 from leaven.data.code_tasks.understanding import summarization
 from leaven.data.examples import CodeExample, Pair
+from leaven.data.rendered.captions import caption
+from leaven.data.rendered.scenes import SceneWorld, render
 from leaven.data.sources import open_source
 from leaven.evidence.arenas.continual_encoder import fresh_model, open_encoder, random_twin
 from leaven.evidence.arenas.continual_texts import TokenEncoder
@@ -23,6 +25,7 @@ from leaven.evidence.arenas.image_data import open_images
 from leaven.evidence.arenas.peft_data import TextRows, open_texts, some_of_each
 from leaven.evidence.arenas.peft_model import open_backbone, without_heads
 from leaven.metrics.classification import accuracy
+from leaven.modalities.image import pixel_values
 from leaven.modalities.pairs import PairFormat, collate_pairs, encode_pairs
 from leaven.models.loading import load_model_and_tokenizer
 from leaven.models.saved import WEIGHTS, read_manifest
@@ -54,6 +57,23 @@ def test_the_image_encoder_tells_characters_apart_that_it_has_not_seen() -> None
         answers = learner.predict(test.images)
         accuracies.append(sum(a == b for a, b in zip(answers, test.labels, strict=True)) / len(answers))
     assert accuracies[0] > 0.6 and accuracies[1] < 0.4
+
+
+def test_images_and_captions_find_each_other() -> None:
+    loaded = load_model_and_tokenizer("zoo:mini-clip")
+    assert loaded.tokenizer is not None
+    world = SceneWorld(seed=71)
+    scenes = [world.scene(index) for index in range(64)]
+    images = torch.stack([torch.from_numpy(render(one, 32).image).permute(2, 0, 1) for one in scenes])
+    encoded = loaded.tokenizer.encode([caption(one, index) for index, one in enumerate(scenes)])
+    rows = [torch.tensor([*one.ids, loaded.tokenizer.end_id]) for one in encoded]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=loaded.tokenizer.pad_id)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    with torch.no_grad():
+        scores = loaded.model(ids, pixel_values(images), mask)
+    found = (scores.argmax(1) == torch.arange(64)).float().mean()
+    # Chance is 1.6%; captions leave things out, so that several fit a scene.
+    assert found > 0.3
 
 
 def test_states_of_the_masked_language_model_say_what_a_text_is_about() -> None:
