@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from leaven.data.stdlib_code import stdlib_code
 from leaven.modalities.code_tokenizer import CodeTokenizer
 from leaven.models.encoder import TextEncoder, TextEncoderConfig
 from leaven.models.language_model import LanguageModel, LanguageModelConfig
@@ -87,3 +88,13 @@ def _larger(model: torch.nn.Module) -> torch.nn.Module:
             if parameter.ndim == 2:
                 parameter.mul_(5)
     return model
+
+
+def docstring_encoder(folder: Path) -> str:
+    """A text encoder of BERT's kind whose tokenizer knows the standard library's documentation."""
+    documented = stdlib_code("train", with_docstring=True)[:200]
+    known = CodeTokenizer.train([example.docstring or "" for example in documented], 400)
+    torch.manual_seed(0)
+    trunk = TrunkConfig(dim=16, depth=2, heads=2, positions="none", norm="layer", pre_norm=False, bias=True)
+    encoder = TextEncoder(TextEncoderConfig(vocab=400, trunk=trunk, pooler=False, head=False))
+    return str(save_model(folder, encoder, known))

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evidence.small_backbones import docstring_encoder
 from scipy.spatial import geometric_slerp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leaven.data.stdlib_code import stdlib_code
 from leaven.evidence.arenas import (
     merge_images,
     merge_sweep,
@@ -29,9 +29,7 @@ from leaven.evidence.arenas.merge_ground import Judge, LogitEnsemble, Merged, ju
 from leaven.evidence.arenas.merge_sweep import Sweep
 from leaven.evidence.arenas.merge_task_images import TASKS, open_tasks
 from leaven.merge import ComposedModel, best_blocks, open_weights, slerp_coefficients
-from leaven.modalities.code_tokenizer import CodeTokenizer
 from leaven.modalities.image import pixel_values
-from leaven.models.encoder import TextEncoder, TextEncoderConfig
 from leaven.models.saved import save_model
 from leaven.models.trunk import TrunkConfig
 from leaven.models.vision import ImageEncoder, ImageEncoderConfig
@@ -53,12 +51,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    documented = stdlib_code("train", with_docstring=True)[:200]
-    tokenizer = CodeTokenizer.train([example.docstring or "" for example in documented], 400)
-    torch.manual_seed(0)
-    trunk = TrunkConfig(dim=16, depth=2, heads=2, positions="none", norm="layer", pre_norm=False, bias=True)
-    encoder = TextEncoder(TextEncoderConfig(vocab=400, trunk=trunk, pooler=False, head=False))
-    return str(save_model(tmp_path_factory.mktemp("texts") / "encoder", encoder, tokenizer))
+    return docstring_encoder(tmp_path_factory.mktemp("texts") / "encoder")
 
 
 @pytest.fixture(scope="module")

@@ -7,27 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from evidence.small_backbones import docstring_encoder
 
-from leaven.data.stdlib_code import stdlib_code
 from leaven.errors import ConfigError, ModelError
 from leaven.evidence.arenas.merge_embedders import open_text_model
 from leaven.evidence.arenas.merge_text_ground import TextGround
 from leaven.evidence.arenas.merge_texts import _documented
 from leaven.modalities.code_tokenizer import CodeTokenizer
-from leaven.models.encoder import TextEncoder, TextEncoderConfig
 from leaven.models.saved import save_model
-from leaven.models.trunk import TrunkConfig
 from leaven.systems.merge.self_positioning import SelfPositioning
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    documented = stdlib_code("train", with_docstring=True)[:200]
-    tokenizer = CodeTokenizer.train([example.docstring or "" for example in documented], 400)
-    torch.manual_seed(0)
-    trunk = TrunkConfig(dim=16, depth=2, heads=2, positions="none", norm="layer", pre_norm=False, bias=True)
-    encoder = TextEncoder(TextEncoderConfig(vocab=400, trunk=trunk, pooler=False, head=False))
-    return str(save_model(tmp_path_factory.mktemp("texts") / "encoder", encoder, tokenizer))
+    return docstring_encoder(tmp_path_factory.mktemp("texts") / "encoder")
 
 
 def ground(model: str, place: Path, **options: Any) -> TextGround:
