@@ -14,16 +14,22 @@ from torch import Tensor, nn
 
 from leaven.contracts import Batch, Loss, Objective
 from leaven.errors import ConfigError
+from leaven.modalities.length_groups import groups_of_like_length
 
 Parallel = Literal["ddp", "fsdp"]
 
 
 class TrainingStep(nn.Module):
-    """A model and its objective as one module, so that both are trained, shared out and saved together."""
+    """A model and its objective as one module, so that both are trained, shared out and saved together.
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    With `length_groups` above 1 a batch is computed in groups of rows of like length, as one graph: bf16 casts a weight
+    once for all groups, and its gradients are summed before they are cast back.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, length_groups: int = 1) -> None:
         super().__init__()
         self.model = model
+        self.length_groups = length_groups
         self._objective = objective
         if isinstance(objective, nn.Module):
             self.objective = objective
@@ -31,8 +37,7 @@ class TrainingStep(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """The objective's loss on a prepared batch."""
         objective = self.objective if isinstance(self._objective, nn.Module) else self._objective
-        loss: Loss = objective(self.model, batch)
-        return loss
+        return _joined([objective(self.model, group) for group in groups_of_like_length(batch, self.length_groups)])
 
     def named_weights(self) -> dict[str, Tensor]:
         """Parameters (tied ones once) and persistent buffers; the model's under its own names, the objective's with
@@ -41,6 +46,24 @@ class TrainingStep(nn.Module):
         kept = set(self.state_dict(keep_vars=True))
         tensors = {**dict(self.named_parameters()), **{n: b for n, b in self.named_buffers() if n in kept}}
         return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def _joined(losses: list[Loss]) -> Loss:
+    """The loss over the terms of all parts of a batch."""
+    if len(losses) == 1:
+        return losses[0]
+    count = torch.stack([loss.count for loss in losses]).sum()
+    shares = [loss.count / count.clamp(min=1) for loss in losses]
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum()
+
+    names = losses[0].parts
+    return Loss(
+        mean([loss.total for loss in losses]),
+        count,
+        {name: mean([loss.parts[name] for loss in losses]) for name in names},
+    )
 
 
 class Workers:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from leaven.contracts import Batch, Objective
 from leaven.errors import ConfigError
-from leaven.modalities.length_groups import groups_of_like_length
 from leaven.training import checkpoint
 from leaven.training.budgets import Budget, Counters
 from leaven.training.config import TrainingConfig
@@ -108,7 +107,7 @@ class _Run:
         self.objective, self.config, self.budget, self.out, self.evaluate = objective, config, budget, out, evaluate
         self.workers = Workers(config.parallel)
         seed_global_generators(mix(config.seed, self.workers.rank))
-        self.original = TrainingStep(model, objective)
+        self.original = TrainingStep(model, objective, config.length_groups)
         trained, self.call = self.workers.share_out(self.original)
         named = [(name.removeprefix("model."), p) for name, p in trained.named_parameters()]
         matrices = {name.removeprefix("model."): parts for name, parts in hidden_matrices(trained).items()}
@@ -203,16 +202,16 @@ class _Run:
         loss_sum, terms, flops = 0.0, 0.0, 0.0
         parts: dict[str, tuple[float, float]] = {}
         for micro, raw in enumerate(batches):
-            for batch in groups_of_like_length(self._prepare(raw, micro), self.config.length_groups):
-                if self.flops is not None:
-                    counted, (value, count, named) = self.flops.count(batch, lambda b=batch: self._backward(b))  # type: ignore[misc]
-                    flops += counted
-                else:
-                    value, count, named = self._backward(batch)
-                loss_sum, terms = loss_sum + value * count, terms + count
-                for name, part in named.items():
-                    total, weight = parts.get(name, (0.0, 0.0))
-                    parts[name] = (total + part * count, weight + count)
+            batch = self._prepare(raw, micro)
+            if self.flops is not None:
+                counted, (value, count, named) = self.flops.count(batch, lambda b=batch: self._backward(b))  # type: ignore[misc]
+                flops += counted
+            else:
+                value, count, named = self._backward(batch)
+            loss_sum, terms = loss_sum + value * count, terms + count
+            for name, part in named.items():
+                total, weight = parts.get(name, (0.0, 0.0))
+                parts[name] = (total + part * count, weight + count)
         sums = workers.add_up(
             [
                 loss_sum,
@@ -227,8 +226,7 @@ class _Run:
         loss = sums[0] / terms
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # Sums over terms were back-propagated, and the processes averaged: this makes it the mean over all terms.
-        torch._foreach_mul_(gradients, workers.count / terms)
-        norm = self._clip(gradients)
+        norm = self._scale(gradients, workers.count / terms)
         # A mixture's batch is of one task; elsewhere rows may have a task each, and one level.
         tasks = {f"task {int(raw['task'])}" for raw in batches if "task" in raw and raw["task"].ndim == 0}
         kind = "+".join([*sorted(parts), *sorted(tasks)])
@@ -261,13 +259,15 @@ class _Run:
         (loss.total * count).backward()
         return float(loss.total.detach()), float(count), {name: float(part) for name, part in loss.parts.items()}
 
-    def _clip(self, gradients: list[Tensor]) -> float:
-        """Global norm of the gradients before clipping."""
-        norm = whole(nn.utils.get_total_norm(gradients)) if gradients else torch.tensor(0.0)
-        if self.config.clip is not None and gradients:
-            scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, float(scale))
-        return float(norm)
+    def _scale(self, gradients: list[Tensor], factor: float) -> float:
+        """Multiply the gradients by a factor, then clip them, in one pass; gives their global norm before clipping."""
+        if not gradients:
+            return 0.0
+        norm = float(whole(nn.utils.get_total_norm(gradients))) * factor
+        clip = self.config.clip
+        clipped = 1.0 if clip is None or norm <= clip else clip / (norm + 1e-6)
+        torch._foreach_mul_(gradients, factor * clipped)
+        return norm
 
     def _return(self, reason: str) -> str:
         state = self.state

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from training.toy import Corrupted, Model, loader
 
 from leaven.contracts import Loss
@@ -295,6 +296,35 @@ def test_bf16_trains_float32_weights() -> None:
     reference = Model()
     fit(reference, Corrupted(), loader(), "8 steps", TrainingConfig(**QUIET))
     torch.testing.assert_close(model.embed.weight, reference.embed.weight, atol=0.02, rtol=0.1)
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts to bf16 of tensors of one shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.bfloat16:
+            self.count += args[0].shape == self.shape
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_groups_of_like_length_train_as_the_whole_batch_and_share_the_casts_of_weights(precision: str) -> None:
+    whole, grouped, casts = Model(), Model(), []
+    for model, groups in ((whole, 1), (grouped, 4)):
+        config = TrainingConfig(precision=precision, length_groups=groups, log_every=1, **QUIET)
+        with Casts(model.trunk.blocks[0].ffn.up_proj.weight.shape) as counted:
+            result = fit(model, Corrupted(), loader(), "3 steps", config)
+        casts.append(counted.count)
+        assert [record["loss"] for record in result.records] == pytest.approx(
+            [record["lm"] for record in result.records], rel=1e-6
+        )
+    assert casts[0] == casts[1] and (casts[0] > 0) == (precision == "bf16")
+    for mine, theirs in zip(grouped.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5 if precision == "fp32" else 1e-2, rtol=1e-3)
 
 
 def test_frozen_and_unused_parameters_stay() -> None:

@@ -45,14 +45,21 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("parallel", "launcher", "port"), [("ddp", "torchrun", 29611), ("fsdp", "accelerate", 29612)])
-def test_two_processes_equal_one(one: Path, tmp_path: Path, parallel: str, launcher: str, port: int) -> None:
-    launch(tmp_path, f"parallel={parallel}", launcher=launcher, port=port)
+@pytest.mark.parametrize(
+    ("options", "launcher", "port"),
+    [
+        (["parallel=ddp", "length_groups=3"], "torchrun", 29611),
+        (["parallel=fsdp"], "accelerate", 29612),
+        (["parallel=fsdp", "length_groups=3"], "torchrun", 29613),
+    ],
+)
+def test_two_processes_equal_one(one: Path, tmp_path: Path, options: list[str], launcher: str, port: int) -> None:
+    launch(tmp_path, *options, launcher=launcher, port=port)
     assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
     mine, theirs = (torch.load(out / "weights.pt", weights_only=True) for out in (tmp_path, one))
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-4
     last = json.loads((tmp_path / "records.json").read_text())[-1]
-    assert last["valid/sharded"] == float(parallel == "fsdp")
+    assert last["valid/sharded"] == float("parallel=fsdp" in options)
 
 
 @pytest.mark.parametrize(("first", "second", "port"), [("ddp", "fsdp", 29621), ("fsdp", "ddp", 29622)])

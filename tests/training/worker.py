@@ -1,6 +1,7 @@
 """One process of a training for the tests of crashes and of several processes.
 
 python worker.py OUT [parallel=ddp] [batch_size=8] [steps=40] [sleep=0] [checkpoint_every=5] [die_at=STEP]
+    [length_groups=1]
 """
 
 import json
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> None:
         log_every=1,
         ema=0.9,
         parallel=options.get("parallel", "ddp"),
+        length_groups=int(options.get("length_groups", 1)),
         optimizer="muon",
         learning_rate=0.003,
         progress=False,
