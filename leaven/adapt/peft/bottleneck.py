@@ -16,10 +16,13 @@ from leaven.adapt.peft.sublayers import SubLayer
 
 FORMS: dict[str, Callable[[Tensor], Tensor] | None] = {"linear": None, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 Init = Literal["lora", "bert", "lae"]
+Norm = Literal["none", "in", "out"]
 
 
 class Bottleneck(nn.Module):
     """Wup act(Wdown x), times a scale; without activation it has no biases and is one matrix of low rank.
+
+    `norm` puts a layer norm on x ("in") or on the scaled change ("out").
 
     Shapes: (..., inputs) -> (..., outputs).
     Source: arXiv 2110.04366 table 1; initial values section 4.1: "lora" is Kaiming-uniform down and zero up, so that
@@ -38,6 +41,7 @@ class Bottleneck(nn.Module):
         scale: float = 1.0,
         learn_scale: bool = False,
         dropout: float = 0.0,
+        norm: Norm = "none",
     ) -> None:
         super().__init__()
         self.form, self.dropout = form, dropout
@@ -46,6 +50,13 @@ class Bottleneck(nn.Module):
         self.down_bias = nn.Parameter(torch.zeros(width)) if FORMS[form] else None
         self.up_bias = nn.Parameter(torch.zeros(outputs)) if FORMS[form] else None
         self.scale = nn.Parameter(torch.tensor(scale)) if learn_scale else scale
+        self.norm_in = nn.LayerNorm(inputs) if norm == "in" else None
+        self.norm_out = nn.LayerNorm(outputs) if norm == "out" else None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the change is a linear function."""
+        return FORMS[self.form] is None and self.norm_in is None and self.norm_out is None
 
     @torch.no_grad()
     def initialise(self, init: Init, generator: torch.Generator | None) -> Bottleneck:
@@ -60,15 +71,18 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The change."""
         x = x.to(self.down.dtype)
+        if self.norm_in is not None:
+            x = self.norm_in(x)
         activation = FORMS[self.form]
         if activation is None:
             hidden = F.linear(F.dropout(x, self.dropout, self.training), self.down)
         else:
             hidden = F.dropout(activation(F.linear(x, self.down, self.down_bias)), self.dropout, self.training)
-        return F.linear(hidden, self.up, self.up_bias) * self.scale
+        change = F.linear(hidden, self.up, self.up_bias) * self.scale
+        return change if self.norm_out is None else self.norm_out(change)
 
     def matrix(self) -> Tensor:
-        """The change as one matrix (outputs, inputs); linear form only."""
+        """The change as one matrix (outputs, inputs); only where `is_matrix`."""
         return self.up @ self.down * self.scale
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -167,12 +181,14 @@ class SubLayerPatch(Patch):
 
     def merged(self, model: nn.Module) -> dict[str, Tensor]:
         """A linear change that reads what it is added to is a factor of the last matrix; no other can be merged."""
-        if self.parallel or isinstance(self.change, HeadBottleneck) or self.change.form != "linear":
+        if self.parallel or isinstance(self.change, HeadBottleneck) or not self.change.is_matrix:
             return super().merged(model)
         return followed_by(model, self.written.module, self.change.matrix(), transposed=self.written.transposed)
 
     def why_not_merged(self) -> str:
         """The reason why no weights do what the patch does."""
+        if isinstance(self.change, Bottleneck) and self.change.form == "linear" and not self.change.is_matrix:
+            return "its layer norm is no linear function, and a weight matrix computes only linear ones"
         if self.change.form != "linear":
             return f"its {self.change.form} is no linear function, and a weight matrix computes only linear ones"
         return "it reads the sub-layer's input, which reaches the output through a nonlinear function"

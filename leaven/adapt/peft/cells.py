@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from leaven.adapt.peft.bottleneck import Init
+from leaven.adapt.peft.bottleneck import Init, Norm
 from leaven.adapt.peft.delta import Delta, Form, Insertion
 from leaven.adapt.peft.method import Method
 from leaven.adapt.peft.patches import Patch
@@ -46,7 +46,8 @@ class Adapter(Method):
 
     Args:
         bottleneck: width. insertion: "sequential" or "parallel". places: any of "attention", "ffn", "heads".
-        scale: factor of the change. learn_scale: train it. form: activation. The rest is as in `Delta`.
+        scale: factor of the change. learn_scale: train it. form: activation. norm: "in" puts a layer norm before the
+            bottleneck, "out" after it. The rest is as in `Delta`.
 
     Source: arXiv 1902.00751, 2005.00247, 2205.13535 section 3.2.
     """
@@ -59,6 +60,7 @@ class Adapter(Method):
     form: Form = "relu"
     init: Init = "lora"
     dropout: float = 0.0
+    norm: Norm = "none"
     within: str = "*"
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from leaven.adapt.peft.bottleneck import Bottleneck, HeadBottleneck, Init, SubLayerPatch
+from leaven.adapt.peft.bottleneck import Bottleneck, HeadBottleneck, Init, Norm, SubLayerPatch
 from leaven.adapt.peft.linear import patch_linears, require_width
 from leaven.adapt.peft.method import Method
 from leaven.adapt.peft.patches import Patch, own_type
@@ -39,6 +39,7 @@ class Delta(Method):
         init: "lora" Kaiming-uniform down and zero up, so that nothing changes at first; "bert" normal, deviation 0.02;
             "lae" uniform in [0, 0.01], for prefixes. The default is "lora", and "bert" for prefixes.
         dropout: of the input of a linear bottleneck, of the hidden units of another, in [0, 1).
+        norm: layer norm on what the change reads, "in", or on the scaled change, "out"; for the output of a sub-layer.
         reparameterize: hidden width of the network that makes a prefix while it trains, 0 for none.
         within: glob pattern on the name of the module whose output changes, to choose some layers.
 
@@ -59,12 +60,14 @@ class Delta(Method):
     learn_scale: bool = False
     init: Init | None = None
     dropout: float = 0.0
+    norm: Norm = "none"
     reparameterize: int = 0
     within: str = "*"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kinds in (("form", Form), ("insertion", Insertion), ("composition", Composition)):
+        kinds_of = {"form": Form, "insertion": Insertion, "composition": Composition, "norm": Norm}
+        for name, kinds in kinds_of.items():
             if getattr(self, name) not in get_args(kinds):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(kinds))}")
         if self.place not in ("attention", "ffn", "heads") and roles_in(self.place) is None:
@@ -98,6 +101,8 @@ class Delta(Method):
             return "a prefix has neither hidden units to drop nor a matrix that could start at zero"
         if not softmax and (self.reparameterize or self.init == "lae"):
             return "reparameterize and init='lae' are for prefixes"
+        if self.norm != "none" and (softmax or self.place not in ("attention", "ffn")):
+            return "a layer norm goes with the output of a sub-layer, place='attention' or 'ffn'"
         return "heads have no dropout" if self.place == "heads" and self.dropout else ""
 
     def build(self, model: nn.Module, generator: torch.Generator | None) -> list[Patch]:
@@ -130,6 +135,7 @@ class Delta(Method):
             scale=self.scale,
             learn_scale=self.learn_scale,
             dropout=self.dropout,
+            norm=self.norm,
         )
         return change.initialise(self.init or "lora", generator)
 

@@ -11,7 +11,7 @@ from adapt.peft.small_models import DIM, FFN, HEADS, bert, disturb, ids, mask, t
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leaven.adapt.peft import MAM, Adapter, Delta, LoRA, Prefix, adapter_parameters, cell, trainable_report
+from leaven.adapt.peft import MAM, Adapter, Delta, LoRA, Prefix, adapter_parameters, cell, merge, trainable_report
 from leaven.adapt.peft.delta import Form, Insertion
 from leaven.adapt.peft.prefix import Composition
 from leaven.errors import ConfigError, ModelError
@@ -72,6 +72,37 @@ def test_bottlenecks_read_and_write_where_they_say(form: str, insertion: str, fa
     with torch.no_grad():
         want[..., rows] += 3.0 * (ACTIVATION[form](z @ change.down.t() + down_bias) @ change.up.t() + up_bias)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["in", "out"])
+@pytest.mark.parametrize("insertion", get_args(Insertion))
+def test_a_layer_norm_stands_before_or_after_the_bottleneck(norm: Any, insertion: Insertion) -> None:
+    model = text_encoder()
+    plain = model.encode(ids()).x
+    Adapter(bottleneck=5, insertion=insertion, scale=3.0, norm=norm, within="*.1.*").apply(model)
+    # The bottleneck starts at zero, and the norm of zero is zero.
+    assert model.encode(ids()).x.equal(plain)
+    disturb(model)
+    ffn, entry, exit_, after = model.encoder.blocks[1].ffn, [], [], []
+    spied(ffn.up_proj, entry), spied(ffn.down_proj, exit_)
+    ffn.down_proj.register_forward_hook(lambda m, a, out: after.append(out.detach()))
+    model.encode(ids())
+    h, change = exit_[0][1], ffn.down_proj.adapter.change
+    z = entry[0][0] if insertion == "parallel" else h
+    layer_norm = change.norm_in or change.norm_out
+    assert float((layer_norm.weight - 1).abs().min()) > 0
+    with torch.no_grad():
+        z = layer_norm(z) if norm == "in" else z
+        want = 3.0 * (F.relu(z @ change.down.t() + change.down_bias) @ change.up.t() + change.up_bias)
+        want = h + (layer_norm(want) if norm == "out" else want)
+    torch.testing.assert_close(after[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_cannot_be_merged_into_weights() -> None:
+    model = text_encoder()
+    Delta(form="linear", insertion="sequential", place="ffn", composition="add", bottleneck=3, norm="in").apply(model)
+    with pytest.raises(ModelError, match="its layer norm is no linear function"):
+        merge(model)
 
 
 @pytest.mark.parametrize("insertion", get_args(Insertion))
@@ -151,6 +182,8 @@ def test_the_whole_space_is_open_or_explained() -> None:
         ({"form": "tanh"}, "form='tanh': expected one of linear, relu"),
         ({"place": "mlp"}, "place='mlp': expected attention, ffn, heads or roles"),
         ({"bottleneck": 0}, "bottleneck=0"),
+        ({"norm": "before"}, "norm='before': expected one of none, in, out"),
+        ({"norm": "in", "place": "q,v"}, "goes with the output of a sub-layer"),
     ],
 )
 def test_impossible_descriptions(options: dict[str, Any], message: str) -> None:
