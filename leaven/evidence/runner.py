@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leaven.errors import ConfigError, LeavenError
+from leaven.evidence.alone import alone_in
 from leaven.evidence.claims import Claim
 from leaven.evidence.entrants import Entrant, claim_entrants, near
 from leaven.evidence.evidence_file import ArmEvidence, ClaimEvidence, Evidence, Protocol, Spread
@@ -40,31 +41,35 @@ def measure_seeds(
         metrics: figures that an entrant must report, by label; a missing or non-finite one stops the run at once.
         check: called after each seed with its measurements by label; what it raises ends the run.
 
-    Raises: EvidenceError naming entrant and figure; ConfigError for less than one seed or a folder of another
-    configuration; what an entrant raises, with its name and seed.
+    Raises: EvidenceError naming entrant and figure; ConfigError for less than one seed, a folder of another
+    configuration or one that another process measures in; what an entrant raises, with its name and seed.
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: at least one is needed")
     progress = progress or Silent()
     results: Results = {one.label: [] for one in entrants}
-    kept = {(seed, one.label): folder.finished(seed, one.label) for seed in range(seeds) for one in entrants}
-    provenance = {"git": commit(), "versions": versions(), "machine": machine()}
-    folder.begin()
-    progress.begin([one.label for one in entrants], seeds)
     for seed in range(seeds):
         for one in entrants:
-            measurement = kept[seed, one.label]
-            reused = measurement is not None
-            if measurement is None:
-                progress.started(seed, one.label)
-                measurement = _measure(one, folder, seed)
-            _check_metrics(one.label, seed, measurement, (metrics or {}).get(one.label, ()))
-            if not reused:
-                measurement = folder.keep(seed, one.label, measurement, provenance)
-            results[one.label].append(measurement)
-            progress.finished(seed, one.label, measurement, reused=reused)
-        if check is not None:
-            check({label: found[seed] for label, found in results.items()}, seed)
+            # A damaged result, or one of another configuration, is told of before anything is measured.
+            folder.finished(seed, one.label)
+    provenance = {"git": commit(), "versions": versions(), "machine": machine()}
+    folder.begin()
+    with alone_in(folder.path):
+        progress.begin([one.label for one in entrants], seeds)
+        for seed in range(seeds):
+            for one in entrants:
+                measurement = folder.finished(seed, one.label)
+                reused = measurement is not None
+                if measurement is None:
+                    progress.started(seed, one.label)
+                    measurement = _measure(one, folder, seed)
+                _check_metrics(one.label, seed, measurement, (metrics or {}).get(one.label, ()))
+                if not reused:
+                    measurement = folder.keep(seed, one.label, measurement, provenance)
+                results[one.label].append(measurement)
+                progress.finished(seed, one.label, measurement, reused=reused)
+            if check is not None:
+                check({label: found[seed] for label, found in results.items()}, seed)
     return results
 
 

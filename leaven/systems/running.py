@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from leaven.errors import ConfigError, LeavenError
+from leaven.evidence.alone import alone_in
 from leaven.evidence.json_file import write_json
 from leaven.evidence.system import Outcome, System
 from leaven.training.distributed import is_main_process
@@ -18,20 +20,22 @@ CONFIG = "config.json"
 def run_in(system: System[Any], folder: Path) -> Outcome:
     """Run a system in a folder, or go on with a run that was interrupted there.
 
-    Raises: ConfigError when the folder holds a run of another system or configuration, or something else.
+    Raises: ConfigError when the folder holds a run of another system or configuration, or something else, or another
+    process runs in it.
     """
     now = {"system": system.slug, "config": system.config.model_dump(mode="json")}
     if is_main_process():
         _claim_folder(folder, now)
-    try:
-        outcome = system.run(folder)
-    except LeavenError:
-        # What the user got wrong before anything was made must not stand in the way of the next try.
-        if is_main_process() and [path.name for path in folder.iterdir()] == [CONFIG]:
-            shutil.rmtree(folder)
-        raise
-    if is_main_process():
-        outcome.save(folder)
+    with alone_in(folder) if is_main_process() else nullcontext():
+        try:
+            outcome = system.run(folder)
+        except LeavenError:
+            # What the user got wrong before anything was made must not stand in the way of the next try.
+            if is_main_process() and [path.name for path in folder.iterdir()] == [CONFIG]:
+                shutil.rmtree(folder)
+            raise
+        if is_main_process():
+            outcome.save(folder)
     return outcome
 
 
