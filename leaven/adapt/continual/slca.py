@@ -25,7 +25,8 @@ class SLCA(SequentialFineTuning):
 
     Args:
         encoder: a module, of which a copy is trained; with `slow` 0 any encoder, used as it is.
-        slow: learning-rate factor of the encoder, in [0, 1].
+        slow: learning-rate factor of the encoder's weights, in [0, 1]; running statistics of batch normalisation, which
+            know no learning rate, move as in any training (not at 0).
         covariance: "full" (dim x dim float64 numbers per class), "diag" or "shared".
         alignment: how the heads are aligned, from the second task on.
         cumulative: go on from the aligned heads instead: an ablation.
