@@ -89,12 +89,17 @@ def search_label_words(
         words: per label; those beyond the first follow the likelihood ratio.
         candidates: likeliest words per label that are ranked. keep: of these, how many the joint search tries.
 
-    Raises: DataError when there are too few words; ConfigError for numbers below 1.
+    Raises: DataError for examples of less than two labels or too few words; ConfigError for numbers below 1.
     Source: arXiv 2010.13641 sections 4.1 and 4.2; arXiv 2012.15723 section 5.1.
     """
     if min(words, candidates, keep) < 1 or keep < words:
         raise ConfigError(f"words={words}, candidates={candidates}, keep={keep}: expected 1 or more, keep >= words")
     names = list(dict.fromkeys(labels))
+    if len(texts) != len(labels) or len(names) < 2:
+        raise DataError(
+            f"{len(texts)} texts with {len(labels)} labels, {len(names)} of them different: label words are told apart "
+            "on examples of two labels or more, one label per text"
+        )
     targets = torch.tensor([names.index(label) for label in labels])
     prompts = [reader.encode(template, text) for text in texts]
     log_probs = torch.cat(reader.read(prompts, lambda slots: F.log_softmax(slots.logits[:, 0].float(), -1).cpu()))

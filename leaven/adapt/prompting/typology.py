@@ -47,6 +47,7 @@ FACETS: dict[str, tuple[str, ...]] = {
         "decomposition",
     ),
     "tuning": ("promptless", "tuning-free", "fixed-LM", "fixed-prompt", "prompt+LM"),
+    "regime": ("zero", "few", "full"),
 }
 """Facets and their leaves (arXiv 2107.13586 figure 1); "a:b" is leaf b of branch a."""
 
@@ -68,6 +69,7 @@ NONE: dict[tuple[str, str], str] = {
 
 _BOTH = ("cloze", "prefix")
 _ALL = ("masked", "causal", "seq2seq")
+_NO_LABELS, _LABELLED = ("zero",), ("few", "full")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class PromptMethod:
     """A method under the values of its facets.
 
     make: builds it for a task, trained under the row `tuning` of `STRATEGIES`; its `predict` then answers.
+    regime: how many labelled examples it is for: "zero" reads no label at all, "few" and "full" learn from them.
     source: the arXiv id of the paper that it stands for.
     """
 
@@ -88,6 +91,7 @@ class PromptMethod:
     multi_prompt: str = "single"
     shape: tuple[str, ...] = _BOTH
     model: tuple[str, ...] = _ALL
+    regime: tuple[str, ...] = _LABELLED
 
     def values(self, facet: str) -> tuple[str, ...]:
         """Its values of a facet."""
@@ -97,8 +101,8 @@ class PromptMethod:
 
 METHODS: tuple[PromptMethod, ...] = (
     PromptMethod("fine-tuning", recipes.fine_tuning, "1810.04805", "promptless", "none", "none", shape=("none",)),
-    PromptMethod("zero-shot", recipes.zero_shot, "2005.14165"),
-    PromptMethod("contextual-calibration", recipes.calibrated, "2102.09690"),
+    PromptMethod("zero-shot", recipes.zero_shot, "2005.14165", regime=_NO_LABELS),
+    PromptMethod("contextual-calibration", recipes.calibrated, "2102.09690", regime=_NO_LABELS),
     PromptMethod("pattern-tuning", recipes.pattern_tuning, "2001.07676", "fixed-prompt"),
     PromptMethod("prompt-tuning", recipes.prompt_tuning, "2104.08691", "fixed-LM", "continuous:prompt-tuning"),
     PromptMethod("prefix-tuning", recipes.prefix_tuning, "2101.00190", "fixed-LM", "continuous:prefix-tuning"),
@@ -118,25 +122,41 @@ METHODS: tuple[PromptMethod, ...] = (
         "1909.00505",
         effort="discrete:scoring",
         model=("masked", "causal"),
+        regime=_NO_LABELS,
     ),
     PromptMethod("petal", recipes.searched_words, "2010.13641", "fixed-prompt", answer="discrete:prune-then-search"),
-    PromptMethod("label-decomposition", recipes.decomposed_labels, "2104.07650", answer="discrete:label-decomposition"),
+    PromptMethod(
+        "label-decomposition",
+        recipes.decomposed_labels,
+        "2104.07650",
+        answer="discrete:label-decomposition",
+        regime=_NO_LABELS,
+    ),
     PromptMethod("warp", recipes.label_vectors, "2101.00121", "fixed-LM", answer="continuous:label-vectors"),
     PromptMethod("protoverb", recipes.prototypes, "2203.09770", "prompt+LM", answer="continuous:prototypes"),
-    PromptMethod("span-answers", recipes.span_answers, "2010.06189", answer_shape="span"),
-    PromptMethod("uniform-ensemble", recipes.uniform_ensemble, "1911.12543", multi_prompt="ensembling:uniform"),
+    PromptMethod("span-answers", recipes.span_answers, "2010.06189", answer_shape="span", regime=_NO_LABELS),
+    PromptMethod(
+        "uniform-ensemble", recipes.uniform_ensemble, "1911.12543", multi_prompt="ensembling:uniform", regime=_NO_LABELS
+    ),
     PromptMethod("weighted-ensemble", recipes.weighted_ensemble, "2001.07676", multi_prompt="ensembling:weighted"),
-    PromptMethod("majority-vote", recipes.majority_vote, "2104.08691", multi_prompt="ensembling:majority"),
+    PromptMethod(
+        "majority-vote", recipes.majority_vote, "2104.08691", multi_prompt="ensembling:majority", regime=_NO_LABELS
+    ),
     PromptMethod(
         "distilled-ensemble",
         recipes.distilled_ensemble,
         "2001.07676",
         "promptless",
         multi_prompt="ensembling:distillation",
+        regime=_NO_LABELS,
     ),
     PromptMethod("demonstrations", recipes.demonstrations, "2012.15723", multi_prompt="augmentation:selection"),
     PromptMethod(
-        "ordered-demonstrations", recipes.ordered_demonstrations, "2104.08786", multi_prompt="augmentation:ordering"
+        "ordered-demonstrations",
+        recipes.ordered_demonstrations,
+        "2104.08786",
+        multi_prompt="augmentation:ordering",
+        regime=("few",),
     ),
     PromptMethod(
         "ptr",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from adapt.prompting.small_prompts import COLD, LABELS, MODELS, TEXTS, word_tokenizer
 
 from leaven.adapt.prompting import FACETS, METHODS, NONE, STRATEGIES, PromptedClassifier, PromptMethod, PromptTask, find
-from leaven.errors import ConfigError
+from leaven.errors import ConfigError, LeavenError
 from leaven.training.config import TrainingConfig
 
 WORD = word_tokenizer()
@@ -58,6 +59,19 @@ def test_every_method_runs(method: PromptMethod, kind: str) -> None:
         if isinstance(member, PromptedClassifier):
             assert member.strategy == STRATEGIES[method.tuning]
             assert method.shape == ("none",) or member.template.promptless or member.template.shape == shape
+
+
+@pytest.mark.parametrize("method", METHODS, ids=[method.name for method in METHODS])
+def test_what_is_for_no_labels_reads_none_and_the_rest_needs_some(method: PromptMethod) -> None:
+    kind = method.model[0]
+    given = task(kind, "cloze")
+    unlabelled = replace(given, texts=[], labels=[], dev_labels=[])
+    if "zero" in method.regime:
+        made: Any = method.make(unlabelled)
+        assert made.predict(TEXTS) == method.make(task(kind, "cloze")).predict(TEXTS)  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(LeavenError):
+            method.make(unlabelled)
 
 
 def test_every_leaf_has_a_method_or_a_reason() -> None:
