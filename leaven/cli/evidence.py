@@ -20,6 +20,7 @@ RUNS = Path("runs")
 
 _TIER = typer.Option("embedded", help="Data tier: embedded, or standard for public data sets.")
 _SEEDS = typer.Option(None, min=1, help="How many seeds, 0 to N-1; by default what the system says.")
+_JOBS = typer.Option(1, min=1, help="Seeds that are measured at a time, each in a process with its share of the cores.")
 _OUT = typer.Option(None, help="Folder of the run, which a later call goes on in.")
 
 
@@ -29,6 +30,7 @@ def claim(
     tier: str = _TIER,
     seeds: int | None = _SEEDS,
     smoke: bool = typer.Option(False, "--smoke", help="At a size of seconds, to see that it works; gives no evidence."),
+    jobs: int = _JOBS,
     out: Path | None = _OUT,
     as_json: bool = AsJson,
 ) -> None:
@@ -47,7 +49,7 @@ def claim(
     if not as_json:
         size = f"{len(arms)} arms, {count} {'seed' if count == 1 else 'seeds'}"
         print(f"{slug}, {tier} tier{', smoke size' if smoke else ''}: {size}", flush=True)
-    evidence = run_claims(system, tier=tier, seeds=count, smoke=smoke, out=folder, progress=Lines())
+    evidence = run_claims(system, tier=tier, seeds=count, smoke=smoke, jobs=jobs, out=folder, progress=Lines())
     written = folder / "evidence.json" if smoke else write_evidence(evidence, evidence_dir())
     if as_json:
         print_json(evidence.to_json())
@@ -83,6 +85,7 @@ def compare(
     tier: str = _TIER,
     seeds: int = typer.Option(3, min=1, help="How many seeds, 0 to N-1."),
     smoke: bool = typer.Option(False, "--smoke", help="At a size of seconds, to see that it works."),
+    jobs: int = _JOBS,
     out: Path | None = _OUT,
     as_json: bool = AsJson,
 ) -> None:
@@ -102,7 +105,9 @@ def compare(
     for system in systems.values():
         overrides = parse_overrides(system.Config, items).model_dump(exclude_unset=True)
     folder = out or default_folder(specs, overrides, tier=tier, smoke=smoke)
-    found = compare_systems(systems, tier=tier, seeds=seeds, smoke=smoke, out=folder, progress=Lines(), **overrides)
+    found = compare_systems(
+        systems, tier=tier, seeds=seeds, smoke=smoke, jobs=jobs, out=folder, progress=Lines(), **overrides
+    )
     if as_json:
         print_json(found.to_json())
         return

@@ -93,6 +93,7 @@ def compare(
     tier: str = "embedded",
     seeds: int = 3,
     smoke: bool = False,
+    jobs: int = 1,
     out: str | Path | None = None,
     progress: Progress | None = None,
     **overrides: Any,
@@ -102,6 +103,7 @@ def compare(
     Args:
         systems: the class of each of two or more specs, `SLUG` or `SLUG:ARM`.
         out: the run's folder, resumable; by default one under runs/compare that is named after what is compared.
+        jobs: seeds that are measured at a time, as in `run_claims`.
         overrides: configuration values that all of them get, such as `data="imagefolder:birds"`.
 
     Raises: CatalogError for an unknown arm; ConfigError for less than two, an override of the seed or of what makes an
@@ -117,7 +119,7 @@ def compare(
     folder = RunFolder(out, entrants, tier=tier, smoke=smoke)
     for name in {claim.metric for one in entrants for claim in one.system.claims}:
         _smaller_is_better(name, entrants)
-    results = measure_seeds(entrants, folder, seeds=seeds, check=_check_common, progress=progress)
+    results = measure_seeds(entrants, folder, seeds=seeds, jobs=jobs, check=_check_common, progress=progress)
     metrics = _common_metrics(results)
     found = Comparison(
         tier=tier,

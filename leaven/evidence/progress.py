@@ -14,8 +14,8 @@ from leaven.evidence.system import Measurement
 class Progress(Protocol):
     """What is told while entrants are measured."""
 
-    def begin(self, labels: Sequence[str], seeds: int) -> None:
-        """The run starts."""
+    def begin(self, labels: Sequence[str], seeds: int, jobs: int = 1) -> None:
+        """The run starts; `jobs` seeds are measured at a time."""
 
     def started(self, seed: int, label: str) -> None:
         """An entrant starts under a seed."""
@@ -27,7 +27,7 @@ class Progress(Protocol):
 class Silent:
     """Tells nothing."""
 
-    def begin(self, labels: Sequence[str], seeds: int) -> None:
+    def begin(self, labels: Sequence[str], seeds: int, jobs: int = 1) -> None:
         """Nothing."""
 
     def started(self, seed: int, label: str) -> None:
@@ -49,8 +49,9 @@ class Lines:
         self._left: dict[str, int] = {}
         self._reused = 0
 
-    def begin(self, labels: Sequence[str], seeds: int) -> None:
+    def begin(self, labels: Sequence[str], seeds: int, jobs: int = 1) -> None:
         """Start the clock."""
+        self._jobs = min(jobs, seeds)
         self._started, self._seeds, self._arms = time.monotonic(), seeds, len(labels)
         self._left = dict.fromkeys(labels, seeds)
 
@@ -89,7 +90,8 @@ class Lines:
         if not known:
             return None
         mean = sum(known) / len(known)
-        return sum(
+        left = sum(
             count * (sum(self._seconds[label]) / len(self._seconds[label]) if label in self._seconds else mean)
             for label, count in self._left.items()
         )
+        return left / self._jobs

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,14 @@ from typing import Any
 from leaven.errors import ConfigError, LeavenError
 from leaven.evidence.alone import alone_in
 from leaven.evidence.claims import Claim
-from leaven.evidence.entrants import Entrant, claim_entrants, near
+from leaven.evidence.entrants import Entrant, claim_entrants
 from leaven.evidence.evidence_file import ArmEvidence, ClaimEvidence, Evidence, Protocol, Spread
 from leaven.evidence.json_file import EvidenceError, write_json
+from leaven.evidence.measuring import check_figures, measure
 from leaven.evidence.progress import Progress, Silent
 from leaven.evidence.provenance import commit, machine, versions
 from leaven.evidence.run_folder import RunFolder
+from leaven.evidence.side_by_side import Work, measure_side_by_side
 from leaven.evidence.statistics import paired_effect, verdict
 from leaven.evidence.system import Measurement, System
 
@@ -31,6 +31,7 @@ def measure_seeds(
     folder: RunFolder,
     *,
     seeds: int,
+    jobs: int = 1,
     metrics: Mapping[str, Sequence[str]] | None = None,
     check: Callable[[Mapping[str, Measurement], int], None] | None = None,
     progress: Progress | None = None,
@@ -38,6 +39,7 @@ def measure_seeds(
     """Measure every entrant under seeds 0 to `seeds` - 1, seed by seed; what the folder holds already is not repeated.
 
     Args:
+        jobs: seeds that are measured at a time, each in a process with its share of the cores.
         metrics: figures that an entrant must report, by label; a missing or non-finite one stops the run at once.
         check: called after each seed with its measurements by label; what it raises ends the run.
 
@@ -46,7 +48,9 @@ def measure_seeds(
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: at least one is needed")
-    progress = progress or Silent()
+    if jobs < 1:
+        raise ConfigError(f"jobs={jobs}: at least one is needed")
+    progress, metrics = progress or Silent(), metrics or {}
     results: Results = {one.label: [] for one in entrants}
     for seed in range(seeds):
         for one in entrants:
@@ -55,21 +59,30 @@ def measure_seeds(
     provenance = {"git": commit(), "versions": versions(), "machine": machine()}
     folder.begin()
     with alone_in(folder.path):
-        progress.begin([one.label for one in entrants], seeds)
-        for seed in range(seeds):
-            for one in entrants:
-                measurement = folder.finished(seed, one.label)
-                reused = measurement is not None
-                if measurement is None:
-                    progress.started(seed, one.label)
-                    measurement = _measure(one, folder, seed)
-                _check_metrics(one.label, seed, measurement, (metrics or {}).get(one.label, ()))
-                if not reused:
-                    measurement = folder.keep(seed, one.label, measurement, provenance)
-                results[one.label].append(measurement)
-                progress.finished(seed, one.label, measurement, reused=reused)
-            if check is not None:
-                check({label: found[seed] for label, found in results.items()}, seed)
+        progress.begin([one.label for one in entrants], seeds, jobs)
+        try:
+            if jobs > 1:
+                work = Work(entrants, folder, metrics, provenance)
+                told = measure_side_by_side(work, range(seeds), jobs, progress)
+            else:
+                told = set()
+            for seed in range(seeds):
+                for one in entrants:
+                    needed = metrics.get(one.label, ())
+                    measurement = folder.finished(seed, one.label)
+                    reused = measurement is not None
+                    if measurement is None:
+                        progress.started(seed, one.label)
+                        measurement = measure(one, folder, seed, needed=needed, provenance=provenance)
+                    check_figures(one.label, seed, measurement, needed)
+                    results[one.label].append(measurement)
+                    if (seed, one.label) not in told:
+                        progress.finished(seed, one.label, measurement, reused=reused)
+                if check is not None:
+                    check({label: found[seed] for label, found in results.items()}, seed)
+        except LeavenError:
+            folder.abandon()
+            raise
     return results
 
 
@@ -79,6 +92,7 @@ def run_claims(
     tier: str = "embedded",
     seeds: int | None = None,
     smoke: bool = False,
+    jobs: int = 1,
     out: Path,
     progress: Progress | None = None,
 ) -> Evidence:
@@ -86,6 +100,8 @@ def run_claims(
 
     Args:
         seeds: how many; by default what the system says for the tier, at smoke size 2.
+        jobs: seeds that are measured at a time. A script that takes more than one has to keep its own work under
+            `if __name__ == "__main__"`, since each process reads it.
         out: the run's folder; a later call goes on there.
 
     Raises: CatalogError for an unknown tier or one without claims, and what `measure_seeds` raises.
@@ -99,7 +115,7 @@ def run_claims(
         for arm in (claim.better, claim.than):
             needed.setdefault(arm, []).append(claim.metric)
     check = partial(check_budgets, groups=compared(claims, [one.label for one in entrants]))
-    results = measure_seeds(entrants, folder, seeds=seeds, metrics=needed, check=check, progress=progress)
+    results = measure_seeds(entrants, folder, seeds=seeds, jobs=jobs, metrics=needed, check=check, progress=progress)
     git = _git({(seed, one.label): folder.provenance(seed, one.label) for seed in range(seeds) for one in entrants})
     evidence = Evidence(
         system=system.slug,
@@ -200,30 +216,6 @@ def _check_group(measured: Mapping[str, Measurement], seed: int) -> None:
                     f"seed {seed}: the arms must have the same {figure}, but {first_label} has {_number(first)} "
                     f"and {label} has {_number(value)}; an unequal budget makes no evidence"
                 )
-
-
-def _measure(one: Entrant, folder: RunFolder, seed: int) -> Measurement:
-    began = time.monotonic()
-    work = folder.work(seed, one.label)
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        system = one.configured(tier=folder.tier, smoke=folder.smoke, seed=seed)
-        measurement = system.measure(work)
-    except LeavenError as error:
-        folder.abandon()
-        raise EvidenceError(f"{one.label}, seed {seed}: {error}") from error
-    # A system that was interrupted knows of its earlier lives; this clock does not.
-    return measurement if measurement.seconds > 0 else replace(measurement, seconds=time.monotonic() - began)
-
-
-def _check_metrics(label: str, seed: int, measurement: Measurement, needed: Sequence[str]) -> None:
-    for name in needed:
-        value = measurement.metrics.get(name)
-        if value is None:
-            known = ", ".join(measurement.metrics) or "none"
-            raise EvidenceError(f"{label} reports no {name!r}; it has {known}.{near(name, measurement.metrics)}")
-        if not math.isfinite(value):
-            raise EvidenceError(f"{label}, seed {seed}: {name} is {value}; a claim needs a finite figure")
 
 
 def _git(found: Mapping[tuple[int, str], Mapping[str, Any]]) -> dict[str, Any]:

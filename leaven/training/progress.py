@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 
 class ProgressBar:
@@ -13,11 +13,15 @@ class ProgressBar:
     Args:
         label: what is being trained.
         show: False shows nothing in any case.
+
+    `ProgressBar.hidden = True` hides all bars of a process.
     """
+
+    hidden: ClassVar[bool] = False
 
     def __init__(self, label: str, show: bool) -> None:
         self._bar: Any = None
-        if show and sys.stderr.isatty():
+        if show and not self.hidden and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -1,7 +1,10 @@
 """Systems that measure in no time: figures that follow from the configuration and the seed."""
 
 import math
+import os
 import random
+import signal
+import time
 from typing import ClassVar
 
 from pydantic import Field
@@ -61,6 +64,32 @@ class Rival(Slow):
     arms: ClassVar = {"adapters": {"gain": 0.3}}
     tiers: ClassVar = {"embedded": {"steps": 30}}
     claims = ()
+
+
+class Failing(Slow):
+    """Under seed 1 an arm does what `broken` says; the others measure."""
+
+    arms: ClassVar = {**Slow.arms, "slca": {"gain": 0.4, "broken": "data"}}
+
+    def measure(self, out):
+        if self.config.seed != 1 and self.config.broken:
+            return type(self)(self.config.model_copy(update={"broken": ""})).measure(out)
+        if self.config.broken == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().measure(out)
+
+
+class Killed(Failing):
+    arms: ClassVar = {**Slow.arms, "slca": {"gain": 0.4, "broken": "killed"}}
+
+
+class Endless(Slow):
+    """Leaves the number of its process and goes on for ever."""
+
+    def measure(self, out):
+        (out / "process").write_text(str(os.getpid()))
+        while True:
+            time.sleep(1)
 
 
 class Stranger(Slow):
