@@ -52,13 +52,16 @@ _WHOLE = ("steps", "tokens", "examples")
 EMBEDDED: dict[str, Any] = {"budget": "150 steps"}
 """The embedded tier."""
 STANDARD: dict[str, Any] = {
-    "data": "sst2",
+    "data": "trec",
     "max_tokens": 32,
     "valid_limit": 300,
     "budget": "120 steps",
     "batch_size": 16,
 }
-"""The standard tier: few and short texts, since every arm trains on one core."""
+"""The standard tier: questions, few and short, since every arm trains on one core.
+
+Film reviews (`data=sst2`) do not discriminate on the zoo's model, which has read documentation alone: a trained head
+finds 58 of 100, LoRA 61, full tuning 61; of questions 57, 69 and 71 (one seed, which no claim is tested on)."""
 
 
 class PeftConfig(TrainedConfig):
