@@ -79,10 +79,14 @@ def test_the_standard_tier_measures_every_arm_on_public_texts(
 ) -> None:
     monkeypatch.setattr(system, "smoke", {**system.smoke, "model": place["text"]})
     evidence = run_claims(system, tier="standard", smoke=True, seeds=1, out=tmp_path)
-    assert set(evidence.arms) == set(system.arms)
-    headline = {(one.says, one.metric, one.by) for one in system.claims}
-    assert {(one.says, one.metric, one.by) for one in system.claims if "standard" in one.tiers} == headline
-    assert len(evidence.claims) == len(system.claims) and all(math.isfinite(one.effect) for one in evidence.claims)
+    # Questions about abbreviations are fewer than 256.
+    missing = {"gap-256"} if system is PromptingSurvey else set()
+    assert set(evidence.arms) == set(system.arms) - missing
+    expected = [one for one in system.claims if not {one.better, one.than} & missing]
+    assert [(one.says, one.metric, one.by) for one in evidence.claims] == [
+        (one.says, one.metric, one.by) for one in expected
+    ]
+    assert all(math.isfinite(one.effect) for one in evidence.claims)
 
 
 @pytest.mark.parametrize("system", PEFT)

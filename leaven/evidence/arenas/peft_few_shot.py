@@ -46,8 +46,14 @@ WORDS: dict[str, tuple[str, ...]] = {
     "Sports": ("game", "team"),
     "Business": ("business", "market"),
     "Sci/Tech": ("computer", "science"),
+    "description": ("description", "meaning"),
+    "entity": ("thing", "object"),
+    "abbreviation": ("abbreviation", "short"),
+    "human": ("person", "name"),
+    "location": ("place", "location"),
+    "number": ("number", "date"),
 }
-"""Label words of docstring-topics, sst2 and agnews."""
+"""Label words of docstring-topics, sst2, agnews and trec."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class FewShotConfig(SystemConfig):
     """Options that the systems of the arena share."""
 
     data: str = Field(
-        DOCSTRING_TOPICS, description="docstring-topics, sst2, agnews, or rows of {text, label} such as jsonl:FILE"
+        DOCSTRING_TOPICS,
+        description="docstring-topics, sst2, agnews, trec, or rows of {text, label} such as jsonl:FILE",
     )
     model: str = Field(DEFAULT_TEXT, description="a language model: zoo:NAME, hf:ID or a folder")
     templates: tuple[str, ...] = Field(
@@ -95,7 +102,7 @@ class FewShotConfig(SystemConfig):
         description="prompts with {text} and {mask}; the first is used where a method takes one",
     )
     words: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="label words by label; docstring-topics, sst2 and agnews have their own"
+        default_factory=dict, description="label words by label; the named sets have their own"
     )
     shots: int = Field(16, ge=1, le=100_000, description="labelled texts of every class to train on")
     dev_shots: int = Field(16, ge=1, le=100_000, description="texts of every class to choose the learning rate by")

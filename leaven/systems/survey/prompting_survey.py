@@ -137,17 +137,18 @@ class PromptingSurvey(FewShotSystem[PromptingConfig]):
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
         "embedded": {"budget": "50 steps", "max_tokens": 48},
+        # Of news (32) and film reviews (50) a model that has read documentation alone finds hardly more than chance.
         "standard": {
-            "data": "sst2",
+            "data": "trec",
             "templates": (
-                "{text} It was {mask}",
-                "{text} All in all {mask}",
-                "{text} A {mask} film",
-                "{text} The film is {mask}",
+                "{text} The answer is a {mask}",
+                "{text} This asks for a {mask}",
+                "{text} Answer: {mask}",
+                "{text} Give the {mask}",
                 "{text} # {mask}",
             ),
             "max_tokens": 48,
-            "test_limit": 400,
+            "test_limit": 500,
             "budget": "50 steps",
             "batch_size": 8,
         },
@@ -166,7 +167,8 @@ class PromptingSurvey(FewShotSystem[PromptingConfig]):
             by=5.0,
             paper="SST-2, 16 shots: 92.7 against 81.4",
         ),
-        Claim("The gain shrinks with 256 labels a class", "gap", "gap", "gap-256", 0.0),
+        # The standard tier has no class of 256 abbreviations.
+        Claim("The gain shrinks with 256 labels a class", "gap", "gap", "gap-256", 0.0, tiers=("embedded",)),
         Claim("The gain comes from pre-training: from random weights it vanishes", "gap", "gap", "gap-random", 4.0),
         Claim("An ensemble of templates beats their mean", ACCURACY, "ensemble", "single-templates", 1.0),
         Claim("Searched label words beat random ones", ACCURACY, "searched-words", "random-words", 5.0),
