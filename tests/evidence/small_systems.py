@@ -10,7 +10,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from leaven.errors import DataError
+from leaven.evidence.alone import alone_in
 from leaven.evidence.claims import Claim
+from leaven.evidence.runner import run_claims
 from leaven.evidence.system import Measurement, Outcome, System, SystemConfig
 
 
@@ -90,6 +92,19 @@ class Endless(Slow):
         (out / "process").write_text(str(os.getpid()))
         while True:
             time.sleep(1)
+
+
+def stay_in(folder, arrived):
+    """For a process that is at work in a folder until it is killed."""
+    with alone_in(folder):
+        arrived.set()
+        while True:
+            time.sleep(1)
+
+
+def measure_endlessly(out):
+    """For a process whose seeds are measured side by side until it is killed."""
+    run_claims(Endless, seeds=2, jobs=2, out=out)
 
 
 class Stranger(Slow):

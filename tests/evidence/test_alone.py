@@ -1,7 +1,7 @@
 import multiprocessing
 
 import pytest
-from evidence.small_systems import Slow
+from evidence.small_systems import Slow, stay_in
 
 from leaven.errors import ConfigError
 from leaven.evidence.alone import alone_in
@@ -15,19 +15,13 @@ class Quick(Slow):
         raise ConfigError("as far as it goes")
 
 
-def stay(folder, arrived):
-    with alone_in(folder):
-        arrived.set()
-        multiprocessing.Event().wait()
-
-
 @pytest.fixture
 def busy(tmp_path):
     """A folder in which another process is at work, and that process."""
     run_claims(Slow, seeds=1, out=tmp_path)
     start = multiprocessing.get_context("spawn")
     arrived = start.Event()
-    process = start.Process(target=stay, args=(tmp_path, arrived))
+    process = start.Process(target=stay_in, args=(tmp_path, arrived))
     process.start()
     assert arrived.wait(60)
     yield tmp_path, process

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from evidence.small_systems import Endless, Failing, Killed, Rival, Slow
+from evidence.small_systems import Failing, Killed, Rival, Slow, measure_endlessly
 
 from leaven.errors import ConfigError
 from leaven.evidence.compare import compare
@@ -54,10 +54,6 @@ def test_a_killed_process_ends_the_run_and_leaves_its_results(tmp_path):
     assert not (tmp_path / "seed-1/slca.json").exists()
 
 
-def run_endless(out):
-    run_claims(Endless, seeds=2, jobs=2, out=out)
-
-
 def exists(process):
     try:
         os.kill(process, 0)
@@ -75,7 +71,7 @@ def waited_for(condition):
 
 
 def test_its_processes_end_with_the_run_even_by_a_kill(tmp_path):
-    run = multiprocessing.get_context("spawn").Process(target=run_endless, args=(tmp_path,))
+    run = multiprocessing.get_context("spawn").Process(target=measure_endlessly, args=(tmp_path,))
     run.start()
     assert waited_for(lambda: len(list(tmp_path.glob("seed-*/sequential/process"))) == 2)
     processes = [int(file.read_text()) for file in tmp_path.glob("seed-*/sequential/process")]
