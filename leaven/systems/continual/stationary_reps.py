@@ -72,7 +72,7 @@ class StationaryReps(SearchSystem[StationaryRepsConfig]):
         "er-reindexed": {"method": "er-reindexed"},
     }
     tiers: ClassVar[dict[str, dict[str, Any]]] = {
-        "embedded": {"train_images": 40, "learning_rates": (1e-3, 5e-3)},
+        "embedded": {"train_images": 40, "learning_rates": (1e-3, 5e-3, 2.5e-2)},
         "standard": {
             "data": "omniglot",
             "train_images": 10,
@@ -81,7 +81,7 @@ class StationaryReps(SearchSystem[StationaryRepsConfig]):
             "batch_size": 16,
             "search_classes": 64,
             "slots": 160,
-            "learning_rates": (1e-3, 5e-3),
+            "learning_rates": (1e-3, 5e-3, 2.5e-2),
         },
     }
     seeds: ClassVar[dict[str, int]] = {"embedded": 5, "standard": 3}
