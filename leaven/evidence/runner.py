@@ -57,8 +57,9 @@ def measure_seeds(
             # A damaged result, or one of another configuration, is told of before anything is measured.
             folder.finished(seed, one.label)
     provenance = {"git": commit(), "versions": versions(), "machine": machine()}
-    folder.begin()
+    folder.path.mkdir(parents=True, exist_ok=True)
     with alone_in(folder.path):
+        folder.begin()
         progress.begin([one.label for one in entrants], seeds, jobs)
         try:
             if jobs > 1:

@@ -1,10 +1,12 @@
+import json
 import multiprocessing
 
 import pytest
-from evidence.small_systems import Slow, stay_in
+from evidence.small_systems import Rival, Slow, stay_in
 
 from leaven.errors import ConfigError
 from leaven.evidence.alone import alone_in
+from leaven.evidence.compare import compare
 from leaven.evidence.runner import run_claims
 from leaven.systems.running import run_in
 
@@ -34,7 +36,13 @@ def test_a_second_process_is_refused_until_the_first_ends_even_by_a_kill(busy):
     Slow.measured.clear()
     with pytest.raises(ConfigError, match="another process is at work in this folder"):
         run_claims(Slow, seeds=2, out=folder)
-    assert Slow.measured == []
+    with pytest.raises(ConfigError, match="another process"):
+        compare({"lae:adapters": Rival, "lae": Rival}, out=folder)
+    assert Slow.measured == [] and set(json.loads((folder / "protocol.json").read_text())["entrants"]) == {
+        "sequential",
+        "slca",
+        "no-slow",
+    }
     process.kill()
     process.join()
     assert run_claims(Slow, seeds=2, out=folder).seeds == [0, 1]
