@@ -49,20 +49,22 @@ class TrainingStep(nn.Module):
 
 
 def _joined(losses: list[Loss]) -> Loss:
-    """The loss over the terms of all parts of a batch."""
+    """The loss over the terms of all groups of a batch; a part that some groups do not have is of those that do."""
     if len(losses) == 1:
         return losses[0]
-    count = torch.stack([loss.count for loss in losses]).sum()
-    shares = [loss.count / count.clamp(min=1) for loss in losses]
 
-    def mean(values: list[Tensor]) -> Tensor:
-        return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum()
+    def mean(values: list[tuple[Tensor, Tensor]]) -> Tensor:
+        counts = torch.stack([count for _, count in values])
+        return (torch.stack([value for value, _ in values]) * counts).sum() / counts.sum().clamp(min=1)
 
-    names = losses[0].parts
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for loss in losses:
+        for name, value in loss.parts.items():
+            parts.setdefault(name, []).append((value, loss.count))
     return Loss(
-        mean([loss.total for loss in losses]),
-        count,
-        {name: mean([loss.parts[name] for loss in losses]) for name in names},
+        mean([(loss.total, loss.count) for loss in losses]),
+        torch.stack([loss.count for loss in losses]).sum(),
+        {name: mean(values) for name, values in parts.items()},
     )
 
 

@@ -327,6 +327,21 @@ def test_groups_of_like_length_train_as_the_whole_batch_and_share_the_casts_of_w
         torch.testing.assert_close(mine, theirs, atol=1e-5 if precision == "fp32" else 1e-2, rtol=1e-3)
 
 
+class SomeParts(Corrupted):
+    """Names a part only of batches that have a long row."""
+
+    def forward(self, model, batch):
+        loss = super().forward(model, batch)
+        long = {"long": loss.total.detach()} if batch["ids"].shape[1] > 10 else {}
+        return Loss(loss.total, loss.count, {**loss.parts, **long})
+
+
+def test_a_part_of_some_groups_is_the_mean_over_those() -> None:
+    result = fit(Model(), SomeParts(), loader(), "3 steps", TrainingConfig(length_groups=4, log_every=1, **QUIET))
+    assert all(record["lm"] == pytest.approx(record["loss"], rel=1e-6) for record in result.records)
+    assert any(record["long"] != pytest.approx(record["loss"], rel=1e-4) for record in result.records)
+
+
 def test_frozen_and_unused_parameters_stay() -> None:
     model = Model()
     model.trunk.requires_grad_(False)
